@@ -1,0 +1,69 @@
+"""The weight of the adversarial gradient against the diffusion loss's own, both at the denoiser's output.
+
+Norms at the output are known without touching a parameter, and their ratio does not depend on the model's size, the
+latents' resolution or the loss's scale, so that one `--adt_weight` means the same for every model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class RunningMean:
+    """Exponential moving average of a scalar tensor, bias-corrected (as Adam's), on the tensor's own device."""
+
+    def __init__(self, decay: float = 0.95) -> None:
+        self.decay = decay
+        self.total: Tensor | None = None
+        self.correction = 0.0
+
+    def update(self, value: Tensor) -> None:
+        """Add a 0-dim value; a non-finite one leaves the mean as it is."""
+        value = value.detach().float()
+        if self.total is None:
+            self.total = torch.zeros_like(value)
+        self.total = torch.where(value.isfinite(), self.decay * self.total + (1 - self.decay) * value, self.total)
+        self.correction = self.decay * self.correction + (1 - self.decay)
+
+    @property
+    def value(self) -> Tensor | None:
+        """The mean, or None before the first value."""
+        return None if self.total is None else self.total / self.correction
+
+
+class GradientBalance:
+    """Scales dL_adv/do so that its norm is `weight` times that of dL_diff/do.
+
+    Modes (`--adt_balance`):
+        ratio: every turn exactly `weight` times the running diffusion norm.
+        cap: the same on the average of turns; a turn with a smaller gradient than usual keeps it small, so that a weak or
+            useless discriminator is never amplified by a single turn.
+        none: the plain factor `weight` (lambda in the paper's notation).
+    In every mode the result is bounded to `max_ratio` times the running diffusion norm.
+    """
+
+    def __init__(self, mode: str, weight: float, max_ratio: float) -> None:
+        self.mode, self.weight, self.max_ratio = mode, weight, max_ratio
+        self.diffusion, self.adversarial = RunningMean(), RunningMean()
+
+    def scale(self, norm: Tensor) -> Tensor:
+        """The factor for an adversarial gradient of this norm (0-dim); 0 for a non-finite one.
+
+        Raises:
+            RuntimeError: no diffusion gradient has been seen yet, though the mode or the bound needs one.
+        """
+        self.adversarial.update(norm)
+        diffusion, usual = self.diffusion.value, self.adversarial.value
+        if diffusion is None and self.mode != "none":
+            raise RuntimeError("no diffusion gradient seen: call AdversarialTurn.watch(prediction) before the diffusion loss's backward")
+        tiny = torch.finfo(torch.float32).tiny
+        norm = norm.float()
+        if self.mode == "none" or diffusion is None:
+            factor = torch.full_like(norm, self.weight)
+        else:
+            reference = norm if self.mode == "ratio" else torch.maximum(norm, usual)
+            factor = self.weight * diffusion / reference.clamp_min(tiny)
+        if diffusion is not None:
+            factor = torch.minimum(factor, self.max_ratio * diffusion / norm.clamp_min(tiny))
+        return torch.where(norm.isfinite() & factor.isfinite(), factor, torch.zeros_like(factor))

@@ -1,0 +1,64 @@
+"""Light trainable heads, one per backbone block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Standardize(nn.Module):
+    """Per-channel standardisation with statistics of real features, collected over the first `updates` batches.
+
+    Backbone channels differ in scale by orders of magnitude; the similarity of raw features is blind to most of them
+    (ours; method.md, leads for defaults).
+    """
+
+    def __init__(self, channels: int, updates: int = 32) -> None:
+        super().__init__()
+        self.updates, self.seen = updates, 0
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("square", torch.ones(channels))
+
+    @torch.no_grad()
+    def update(self, features: Tensor) -> None:
+        """Take a batch of real features `(B, C, h, w)` into the running statistics, while they are being collected."""
+        if self.seen >= self.updates:
+            return
+        share = 1.0 / (self.seen + 1)
+        self.mean.lerp_(features.mean((0, 2, 3)).to(self.mean.dtype), share)
+        self.square.lerp_(features.square().mean((0, 2, 3)).to(self.square.dtype), share)
+        self.seen += 1
+
+    def get_extra_state(self) -> Tensor:
+        """The number of batches seen: part of the state dict, but no device value that a turn would wait for."""
+        return torch.tensor(self.seen)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the number of batches seen."""
+        self.seen = int(state)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(B, C, h, w)` -> the same shape, about zero mean and unit variance per channel."""
+        std = (self.square - self.mean.square()).clamp_min(1e-6).sqrt()
+        return (features - self.mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+
+
+class Head(nn.Module):
+    """1x1 convolution, GroupNorm, LeakyReLU, 3x3 convolution (the form of PCM's heads; widths ours).
+
+    Maps features `(B, C, h, w)` to an embedding `(B, out_channels, h, w)`.
+    """
+
+    def __init__(self, channels: int, width: int, out_channels: int) -> None:
+        super().__init__()
+        groups = next(g for g in (32, 16, 8, 4, 2, 1) if width % g == 0 and width // g >= 4)
+        self.standardize = Standardize(channels)
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 1),
+            nn.GroupNorm(groups, width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, out_channels, 3, padding=1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(self.standardize(features))

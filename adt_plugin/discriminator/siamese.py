@@ -1,0 +1,157 @@
+"""The discriminator as a whole: which images it sees, and how a pair becomes a score.
+
+`D(a, b) = mean over blocks i of sim(h_i(phi_i(T(a))), h_i(phi_i(T(b))))` with frozen phi, trained h and random T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from adt_plugin.discriminator.augment import Augment
+from adt_plugin.discriminator.backbone import FrozenBackbone
+from adt_plugin.discriminator.heads import Head
+
+SCORE_SCALE = 10.0
+"""A cosine lies in [-1, 1], the hinge's margins at -1 and 1: the scale lets a difference of 0.2 fill them (ours)."""
+
+Features = list[Tensor]
+
+
+@dataclass
+class Observation:
+    """What the backbone saw of one batch of pairs: features of generated images and of two views of the real ones."""
+
+    gen: Features
+    real: Features
+    real_again: Features
+
+    def detached(self) -> Observation:
+        """The same features without the generated images' graph, for the discriminator's own step."""
+        return Observation([f.detach() for f in self.gen], self.real, self.real_again)
+
+
+class SiameseScore(nn.Module):
+    """Cosine similarity of the two images' embeddings, mean over positions and blocks.
+
+    The positions' embeddings are averaged before the cosine, so that the score compares what is in the images, not where
+    (the views are moved independently).
+
+    Args:
+        channels: of each block's features.
+        width: of the heads.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(Head(c, width, width) for c in channels)
+        self.bias = nn.Parameter(torch.zeros(len(channels)))
+
+    def cosines(self, first: Features, second: Features) -> Tensor:
+        """`(blocks, B)` in [-1, 1]."""
+        embedded = [(head(a).mean((2, 3)), head(b).mean((2, 3))) for head, a, b in zip(self.heads, first, second, strict=True)]
+        return torch.stack([F.cosine_similarity(a, b) for a, b in embedded])
+
+    def forward(self, first: Features, second: Features) -> Tensor:
+        """Scores `(B,)` of pairs."""
+        return SCORE_SCALE * (self.cosines(first, second) - self.bias.unsqueeze(1)).mean(0)
+
+    @torch.no_grad()
+    def calibrate(self, observed: Observation) -> None:
+        """Set the bias so that a positive pair scores 0: an uncalibrated cosine leaves the hinge at chance (measured)."""
+        self.bias.copy_(self.cosines(observed.real, observed.real_again).mean(1))
+
+
+class UnaryScore(nn.Module):
+    """The ablation: a score of the first image alone, mean of one-channel maps over positions and blocks."""
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(Head(c, width, 1) for c in channels)
+
+    def forward(self, first: Features, second: Features) -> Tensor:
+        """Scores `(B,)`; the second image is not looked at."""
+        return torch.stack([head(a).mean((1, 2, 3)) for head, a in zip(self.heads, first, strict=True)]).mean(0)
+
+    def calibrate(self, observed: Observation) -> None:
+        """Nothing to calibrate: a unary score starts near 0."""
+
+
+SCORES: dict[str, type[SiameseScore] | type[UnaryScore]] = {"siamese": SiameseScore, "unary": UnaryScore}
+
+
+class Discriminator(nn.Module):
+    """Frozen backbone and trainable heads; its parameters are the heads' only.
+
+    Args:
+        backbone: frozen feature extractor.
+        kind: `siamese` or `unary`.
+        width: channels of the heads.
+        augment: names of augmentations, applied to every input.
+        image_size: images are resized to about `image_size^2` pixels, aspect ratio kept, sides multiples of the backbone's
+            patch; None leaves them as they are.
+        seed: of the heads' initial weights and of all augmentation draws.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        kind: str = "siamese",
+        width: int = 256,
+        augment: Sequence[str] = (),
+        image_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.image_size = backbone, image_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.score = SCORES[kind](backbone.channels, width)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.augment = Augment(augment, backbone.patch_size, self.generator)
+
+    def fitted(self, images: Tensor) -> Tensor:
+        """Images `(B, 3, H, W)` of any aspect ratio at the size that the backbone is given."""
+        if self.image_size is None:
+            return images
+        size = fitting_size(images.shape[-2], images.shape[-1], self.image_size, self.backbone.patch_size)
+        if size == images.shape[-2:]:
+            return images
+        return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+    def observe(self, gen: Tensor, real: Tensor) -> Observation:
+        """Three backbone passes: the generated images, with their graph if they have one, and two views of the real ones.
+
+        Args:
+            gen, real: `(B, 3, H, W)` in [-1, 1].
+        """
+        gen_features = self.backbone(self.augment(self.fitted(gen)))
+        with torch.no_grad():
+            fitted = self.fitted(real)
+            views = self.backbone(torch.cat([self.augment(fitted), self.augment(fitted)]))
+        real_features, real_again = zip(*(view.chunk(2) for view in views), strict=True)
+        observed = Observation(gen_features, list(real_features), list(real_again))
+        first_time = all(head.standardize.seen == 0 for head in self.score.heads)
+        for head, features in zip(self.score.heads, real_features, strict=True):
+            head.standardize.update(features)
+        if first_time:
+            self.score.calibrate(observed)
+        return observed
+
+    def score_gen(self, observed: Observation) -> Tensor:
+        """D(gen, real) `(B,)`."""
+        return self.score(observed.gen, observed.real)
+
+    def score_real(self, observed: Observation) -> Tensor:
+        """D(real, real') of two augmented views of the same real image `(B,)`."""
+        return self.score(observed.real_again, observed.real)
+
+
+def fitting_size(height: int, width: int, image_size: int, patch_size: int) -> tuple[int, int]:
+    """Sides of about `image_size^2` pixels in the ratio height : width, each a multiple of `patch_size` and at least one patch."""
+    aspect = (height / width) ** 0.5
+    return tuple(max(1, round(side / patch_size)) * patch_size for side in (image_size * aspect, image_size / aspect))  # type: ignore[return-value]

@@ -1,0 +1,41 @@
+"""A private copy of the host's decoder, with its own device and precision."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class LatentDecoder(nn.Module):
+    """Latents as the denoiser sees them to images.
+
+    The host moves its VAE between devices and precisions as it likes, and encodes with it; the copy (decoder only) leaves
+    that alone. Gradient checkpointing keeps the decode's backward small.
+
+    Args:
+        vae: diffusers `AutoencoderKL`.
+        scale, shift: the denoiser's latents are `(z - shift) * scale`.
+    """
+
+    def __init__(self, vae: nn.Module, scale: float, shift: float) -> None:
+        super().__init__()
+        self.post_quant_conv = copy.deepcopy(getattr(vae, "post_quant_conv", None))
+        self.decoder = copy.deepcopy(vae.decoder)
+        self.decoder.gradient_checkpointing = True
+        self.scale, self.shift = scale, shift
+        self.eval().requires_grad_(False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """`(B, C, h, w)` -> `(B, 3, H, W)` in float32, about [-1, 1]."""
+        z = (latents / self.scale + self.shift).to(next(self.decoder.parameters()).dtype)
+        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z)).float()
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`--adt_decode_dtype` as a torch dtype; never fp16, in which SDXL's VAE overflows."""
+    if name == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_bf16 else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]

@@ -1,0 +1,79 @@
+"""Turns shown in the host's own places: its progress bar and its trackers; and in the run's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adt_plugin.host.seams import Function, patch_attribute
+from adt_plugin.monitor import Monitor, scalars
+
+if TYPE_CHECKING:
+    from adt_plugin.turn import TurnReport
+
+POSTFIX_KEY = "avr_loss"
+"""Only the bar whose postfix has this key is the host's training bar."""
+
+STEP_KEYS = ("loss/current", "loss")
+"""A row for the trackers that has one of these is the host's row of a step."""
+
+
+class Feedback:
+    """Shows every turn.
+
+    Args:
+        accelerator: its trackers get the numbers and pictures.
+        monitor: writes the files; None on every process but the main one.
+    """
+
+    def __init__(self, accelerator: Any, monitor: Monitor | None) -> None:
+        import tqdm
+
+        self.accelerator, self.monitor = accelerator, monitor
+        self.numbers: dict[str, float] = {}
+        self.logged = True
+        patch_attribute(tqdm.std.tqdm, "set_postfix", self._around_postfix)
+        patch_attribute(accelerator, "init_trackers", self._around_init_trackers)
+
+    def show(self, report: TurnReport, step: int) -> None:
+        """Take in a turn of the given optimizer step (from 0)."""
+        self.numbers, self.logged = scalars(report), False
+        picture = self.monitor.record(report, step) if self.monitor else None
+        if picture is not None:
+            self._send_picture(picture, step)
+
+    def _around_postfix(self, original: Function) -> Function:
+        def set_postfix(bar: Any, ordered_dict: Any = None, refresh: bool = True, **kwargs: Any) -> None:
+            if POSTFIX_KEY in kwargs:
+                kwargs |= self.numbers
+            original(bar, ordered_dict, refresh, **kwargs)
+
+        return set_postfix
+
+    def _around_init_trackers(self, original: Function) -> Function:
+        def init_trackers(*args: Any, **kwargs: Any) -> None:
+            original(*args, **kwargs)
+            for tracker in self.accelerator.trackers:
+                patch_attribute(tracker, "log", self._around_log)
+
+        return init_trackers
+
+    def _around_log(self, original: Function) -> Function:
+        def log(values: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            if any(key in values for key in STEP_KEYS):
+                values, self.logged = values | ({} if self.logged else self.numbers), True
+            return original(values, *args, **kwargs)
+
+        return log
+
+    def _send_picture(self, path: Path, step: int) -> None:
+        """To every tracker that takes images: TensorBoard and wandb do."""
+        import numpy as np
+        from PIL import Image
+
+        for tracker in self.accelerator.trackers:
+            pixels = np.asarray(Image.open(path))
+            if tracker.name == "tensorboard":
+                tracker.log_images({"adt/pairs": pixels[None]}, step=step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({"adt/pairs": [pixels]}, step=step)

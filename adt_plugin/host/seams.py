@@ -1,0 +1,134 @@
+"""The patches of the host: how a function is found, checked, wrapped everywhere it is known, and given back.
+
+The same seam lives in different modules of different host versions, and other modules hold the function by name, so a
+patch replaces every attribute of every loaded module that is the original.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+Function = Callable[..., Any]
+Wrap = Callable[[Function], Function]
+Undo = Callable[[], None]
+
+
+class SeamError(RuntimeError):
+    """The host is not as this plugin knows it; the message says which seam, where, what was expected and what was found."""
+
+
+@dataclass(frozen=True)
+class Seam:
+    """A function of the host that the plugin wraps.
+
+    Attributes:
+        function: its name.
+        modules: where it may be defined, newest host first.
+        parameters: the names of its first parameters, which the wrapper relies on.
+        purpose: what the plugin needs it for, as a noun phrase for messages.
+    """
+
+    function: str
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+    purpose: str
+
+
+def resolve(seam: Seam) -> tuple[ModuleType, Function]:
+    """The loaded module that defines the seam's function, and the function.
+
+    Raises:
+        SeamError: no candidate defines it.
+    """
+    for name in seam.modules:
+        module = sys.modules.get(name)
+        function = getattr(module, seam.function, None)
+        if callable(function) and getattr(inspect.unwrap(function), "__module__", None) == name:
+            return module, function  # type: ignore[return-value]
+    looked_at = ", ".join(f"{name} ({_place(name)})" for name in seam.modules)
+    raise SeamError(f"the seam {seam.function} ({seam.purpose}) was not found: expected its definition in one of {looked_at}")
+
+
+def check_signature(seam: Seam, module: ModuleType, function: Function) -> None:
+    """Compare the function's first parameters with those that the wrapper relies on.
+
+    Raises:
+        SeamError: names file, expectation and finding.
+    """
+    found = tuple(inspect.signature(function).parameters)
+    if found[: len(seam.parameters)] != seam.parameters:
+        raise SeamError(
+            f"the seam {seam.function} ({seam.purpose}) in {_place(module.__name__)} has changed: expected first parameters "
+            f"({', '.join(seam.parameters)}), found ({', '.join(found)})"
+        )
+
+
+def check(seam: Seam) -> None:
+    """Whether the seam can be patched, without patching it. Raises SeamError if not."""
+    check_signature(seam, *resolve(seam))
+
+
+def patch(seam: Seam, wrap: Wrap) -> Undo:
+    """Replace the seam's function by `wrap(function)` wherever a loaded module holds it. Idempotent.
+
+    Raises:
+        SeamError: it was not found, or its signature is not the expected one.
+    """
+    module, function = resolve(seam)
+    if getattr(function, "_adt_undo", None) is not None:
+        return function._adt_undo  # type: ignore[attr-defined, no-any-return]
+    check_signature(seam, module, function)
+    wrapper = functools.wraps(function)(wrap(function))
+
+    def undo() -> None:
+        rebind(wrapper, function)
+
+    wrapper._adt_undo = undo  # type: ignore[attr-defined]
+    rebind(function, wrapper)
+    return undo
+
+
+def patch_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
+    """Replace one method of an object or class by `wrap(method)`. Idempotent.
+
+    Raises:
+        SeamError: the owner has no such method.
+    """
+    method = getattr(owner, name, None)
+    if not callable(method):
+        raise SeamError(f"the seam {type(owner).__name__}.{name} was not found: expected a method, found {method!r}")
+    if getattr(method, "_adt_undo", None) is not None:
+        return method._adt_undo  # type: ignore[attr-defined, no-any-return]
+    own = vars(owner).get(name)
+    wrapper = functools.wraps(method)(wrap(method))
+
+    def undo() -> None:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+    wrapper._adt_undo = undo  # type: ignore[attr-defined]
+    setattr(owner, name, wrapper)
+    return undo
+
+
+def rebind(old: Function, new: Function) -> None:
+    """Replace `old` by `new` in the namespace of every loaded module that holds it."""
+    for module in list(sys.modules.values()):
+        namespace = getattr(module, "__dict__", None)
+        if namespace is None:
+            continue
+        for name in [name for name, value in list(namespace.items()) if value is old]:
+            namespace[name] = new
+
+
+def _place(module_name: str) -> str:
+    module = sys.modules.get(module_name)
+    return getattr(module, "__file__", None) or "not loaded"

@@ -1,0 +1,151 @@
+"""Image-to-image start and the unroll, over any diffusers scheduler whose `step` is differentiable.
+
+No sampler's formula is written here: the grid, the noising, the input scaling and the step are the scheduler's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adt_plugin.config import ConfigError
+from adt_plugin.rng import seed_everything
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""`(x (B, C, h, w), t (B,)) -> prediction (B, C, h, w)`: noise, v or flow velocity, as the scheduler is configured."""
+
+ALMOST_ZERO = 2.0**-24
+"""Stands for a terminal alpha_bar of exactly 0 where a sampler works in sigma = sqrt((1 - a) / a) (diffusers' own choice)."""
+
+
+@dataclass
+class UnrolledStep:
+    """One denoiser call of the unroll.
+
+    Attributes:
+        timestep: 0-dim CPU tensor, in the scheduler's convention.
+        output: the network's output o_i `(B, C, h, w)`, at least float32, a leaf with gradient if the unroll records one.
+        model_input: the stopped input sg(x_i) `(B, C, h, w)`; kept for the steps that will be replayed, else None.
+        seed: of the global generators during the call, so that a replay meets the same dropout.
+    """
+
+    timestep: Tensor
+    output: Tensor
+    model_input: Tensor | None
+    seed: int
+
+
+@dataclass
+class Unroll:
+    """The unrolled path: `latents` x_0' `(B, C, h, w)` as a function of the leaves in `steps`, first to last."""
+
+    latents: Tensor
+    steps: list[UnrolledStep]
+
+
+def build_scheduler(sampler: str, alphas_cumprod: Tensor, prediction_type: str, spacing: str = "auto") -> Any:
+    """A deterministic diffusers scheduler on a given variance-preserving noise schedule.
+
+    Args:
+        sampler: `ddim` (also `auto`), `euler` or `dpm++` (second-order multistep).
+        alphas_cumprod: the live alpha_bar of the model's training `(T,)` in [0, 1]; 0 at its end is zero terminal SNR.
+        prediction_type: `epsilon` or `v_prediction`.
+        spacing: `leading` (with an offset of 1, as SD ships), `trailing`, `linspace` or `auto`: leading, and trailing
+            where the terminal SNR is zero, since only a grid that contains the last timestep samples such a model rightly
+            (arXiv 2305.08891).
+
+    Raises:
+        ConfigError: a combination that has no meaning, by the names of the `--adt_*` flags.
+    """
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
+    alphas_cumprod = alphas_cumprod.detach().to("cpu", torch.float32, copy=True)
+    zero_terminal_snr = float(alphas_cumprod[-1]) == 0.0
+    if zero_terminal_snr and prediction_type == "epsilon":
+        raise ConfigError("zero terminal SNR cannot be sampled with noise prediction: train with --v_parameterization.")
+    spacing = ("trailing" if zero_terminal_snr else "leading") if spacing == "auto" else spacing
+    sampler = "ddim" if sampler == "auto" else sampler
+    if sampler == "ddim" and spacing == "linspace":
+        raise ConfigError("--adt_spacing linspace is not defined for ddim: choose leading or trailing, or --adt_sampler euler or dpm++.")
+    betas = 1.0 - alphas_cumprod.clamp_min(ALMOST_ZERO) / torch.cat([torch.ones(1), alphas_cumprod[:-1]])
+    shared = {
+        "num_train_timesteps": len(alphas_cumprod),
+        "trained_betas": betas.numpy(),
+        "prediction_type": prediction_type,
+        "timestep_spacing": spacing,
+        "steps_offset": 1 if spacing == "leading" else 0,
+    }
+    if sampler == "ddim":
+        scheduler = DDIMScheduler(**shared, clip_sample=False, set_alpha_to_one=True)
+    else:
+        scheduler = {"euler": EulerDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}[sampler](**shared)
+        alphas_cumprod.clamp_min_(ALMOST_ZERO)
+    scheduler.alphas_cumprod = alphas_cumprod  # exactly the model's, not its round trip through betas
+    return scheduler
+
+
+def check_grid(scheduler: Any, steps: int) -> None:
+    """Refuse a grid that the scheduler cannot walk exactly.
+
+    Raises:
+        ConfigError: by the names of the `--adt_*` flags.
+    """
+    total = scheduler.config.num_train_timesteps
+    if steps > total:
+        raise ConfigError(f"--adt_steps must be at most {total}, the number of the model's training timesteps; got {steps}.")
+    walks_by_ratio = type(scheduler).__name__ == "DDIMScheduler" and scheduler.config.timestep_spacing == "trailing"
+    if walks_by_ratio and total % steps:
+        raise ConfigError(f"--adt_steps must divide {total} for ddim with trailing spacing (such as 5, 8 or 10), got {steps}.")
+
+
+def noised_start(scheduler: Any, clean: Tensor, noise: Tensor, steps: int, start: int) -> Tensor:
+    """Prepare `scheduler` for the last `start` of `steps` grid points and noise `clean` to the first of them.
+
+    x_s = alpha_s x_0 + sigma_s eps (method, step 4), in the scheduler's own scaling. Noise and clean latents are
+    `(B, C, h, w)`; `start` is s in 1..m.
+    """
+    scheduler.set_timesteps(steps)
+    index = len(scheduler.timesteps) - start
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(index)
+    timesteps = scheduler.timesteps[index].expand(len(clean))
+    if hasattr(scheduler, "scale_noise"):  # flow matching
+        return scheduler.scale_noise(clean, timesteps, noise)
+    return scheduler.add_noise(clean, noise, timesteps)
+
+
+def unroll(denoiser: Denoiser, scheduler: Any, latents: Tensor, seeds: Sequence[int], keep: Sequence[int], record: bool) -> Unroll:
+    """Walk the last `len(seeds)` points of the scheduler's grid without a graph through the network.
+
+    Each output is cut from the network (a leaf if `record`), and the scheduler's own chain from leaves to x_0' stays
+    differentiable; the denoiser's input is stopped at every step (method, step 6).
+
+    Args:
+        latents: x_s `(B, C, h, w)` from `noised_start`, which also prepared the scheduler.
+        seeds: one per step; the global generators are seeded with it before the call.
+        keep: positions (0 is the first step walked) whose inputs are kept for `replay`.
+        record: whether the outputs require grad.
+    """
+    steps: list[UnrolledStep] = []
+    timesteps = scheduler.timesteps[len(scheduler.timesteps) - len(seeds) :]
+    for position, (timestep, seed) in enumerate(zip(timesteps, seeds, strict=True)):
+        with torch.no_grad():
+            model_input = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
+            model_input = model_input.detach()
+            output = call_seeded(denoiser, model_input, timestep, seed)
+        output = output.detach().to(torch.promote_types(output.dtype, torch.float32)).requires_grad_(record)
+        with torch.set_grad_enabled(record):
+            latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+        steps.append(UnrolledStep(timestep, output, model_input if position in keep else None, seed))
+    return Unroll(latents, steps)
+
+
+def call_seeded(denoiser: Denoiser, model_input: Tensor, timestep: Tensor, seed: int) -> Tensor:
+    """Call the denoiser with its global generators seeded, so that the same seed gives the same dropout."""
+    seed_everything(seed)
+    t = torch.full((len(model_input),), timestep.item(), dtype=timestep.dtype, device=model_input.device)
+    return denoiser(model_input, t)

@@ -1,0 +1,303 @@
+"""One adversarial turn: generator side, discriminator side, balance, schedule."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adt_plugin import gradient_path, sampling
+from adt_plugin.balance import GradientBalance
+from adt_plugin.config import ADTConfig, ConfigError
+from adt_plugin.discriminator import Discriminator, Observation
+from adt_plugin.discriminator.losses import discriminator_hinge, generator_loss
+from adt_plugin.distributed import average_gradients, rank
+from adt_plugin.rng import draw_seed, preserved_rng
+from adt_plugin.sampling import Denoiser, Unroll
+
+STAGES = ("unroll", "decode", "observe", "gradient", "replay", "discriminator")
+
+
+@dataclass
+class TurnReport:
+    """What happened in a turn; numbers are plain Python floats.
+
+    Attributes:
+        turn: counts from 1.
+        warmup: the discriminator trained alone.
+        start: s in 1..m, the number of steps unrolled.
+        masked: positions in the unroll (0 is the first step walked) that carried gradient.
+        loss_g, loss_d: losses of the two sides; loss_d is 2 at chance.
+        score_real, score_gen: mean scores of positive and negative pairs.
+        grad_norm: of the adversarial gradient at the denoiser's output, as applied; 0 when none was.
+        grad_norm_raw: the same before balancing; grad_norm_diffusion: running mean of the diffusion loss's.
+        step_grad_norms: norm of dL_G/do_i for every step walked, before balancing; empty in the warm-up.
+        skipped: the gradient was not finite and was dropped.
+        seconds: wall time per stage, if the configuration asks for it.
+        gen, real, scores: `(B, 3, H, W)` images and per-pair scores of generated images `(B,)`, for pictures.
+    """
+
+    turn: int
+    warmup: bool
+    start: int
+    masked: list[int]
+    loss_g: float
+    loss_d: float
+    score_real: float
+    score_gen: float
+    grad_norm: float
+    grad_norm_raw: float
+    grad_norm_diffusion: float
+    step_grad_norms: list[float]
+    skipped: bool
+    seconds: dict[str, float]
+    gen: Tensor = field(repr=False)
+    real: Tensor = field(repr=False)
+    scores: Tensor = field(repr=False)
+
+
+@dataclass
+class _AppliedGradient:
+    """The generator side's outcome, still on the device."""
+
+    raw: Tensor
+    applied: Tensor
+    by_step: list[Tensor]
+    masked: list[int]
+
+
+class StageClock:
+    """Wall time per stage of a turn, on demand: it synchronises the device at every stage's ends."""
+
+    def __init__(self, enabled: bool, device: torch.device) -> None:
+        self.enabled, self.device = enabled, device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the block's wall time to the named stage."""
+        began = self._now()
+        try:
+            yield
+        finally:
+            if self.enabled:
+                self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - began
+
+    def _now(self) -> float:
+        if self.enabled and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+class AdversarialTurn:
+    """Adversarial supervision of what a sampler produces, for any training loop of a diffusion model.
+
+    One object per run. Use it after the diffusion loss's backward and before the optimizer's step:
+
+        turn = AdversarialTurn(config, scheduler=scheduler, decode=decode, discriminator=discriminator)
+        for latents, condition in data:
+            prediction = denoiser(noisy_latents, timesteps, condition)
+            turn.watch(prediction)                                  # for the balance of the two gradients
+            accelerator.backward(mse_loss(prediction, noise))
+            report = turn(lambda x, t: denoiser(x, t, condition), latents, backward=accelerator.backward)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    The turn adds its gradient to `p.grad`, so that clipping, accumulation and the optimizer act on the sum. It draws from
+    its own generators and leaves the global ones as it found them. Its own optimizer trains the discriminator's heads.
+
+    Args:
+        config: the `--adt_*` options; `backbone`, `blocks`, `disc_type`, `disc_width`, `augment`, `image_size` and
+            `decode_dtype` are for whoever builds the discriminator and the decode function, and are not read here.
+        scheduler: a diffusers scheduler, from `build_scheduler` or your own, used by nobody else.
+        decode: latents `(B, C, h, w)` -> images `(B, 3, H, W)` in [-1, 1], differentiable.
+        discriminator: on the device where the turn runs.
+        timestep_range: only steps whose timestep lies in [low, high) carry gradient; None allows all.
+
+    Raises:
+        ConfigError: the scheduler cannot walk the configured grid, or no start is left by the configured range.
+    """
+
+    def __init__(
+        self,
+        config: ADTConfig,
+        *,
+        scheduler: Any,
+        decode: Callable[[Tensor], Tensor],
+        discriminator: Discriminator,
+        timestep_range: tuple[float, float] | None = None,
+    ) -> None:
+        sampling.check_grid(scheduler, config.steps)
+        self.config, self.scheduler, self.decode, self.discriminator = config, scheduler, decode, discriminator
+        self.timestep_range = timestep_range
+        self.starts = start_range(config)
+        self.balance = GradientBalance(config.balance, config.weight, config.max_grad_ratio)
+        self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=config.disc_lr, betas=config.beta_pair, weight_decay=0.0)
+        self.path_generator = torch.Generator().manual_seed(config.seed)  # the same draws on every process
+        self.noise_generator = torch.Generator().manual_seed(config.seed + 1_000_003 * (1 + rank()))
+        discriminator.generator.manual_seed(config.seed + 7_000_003 * (1 + rank()))
+        self.turns = 0
+
+    def due(self, step: int) -> bool:
+        """Whether the optimizer step of this number (from 0) is one that has a turn (`--adt_every`)."""
+        return step % self.config.every == 0
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the next turn trains the discriminator alone."""
+        return self.turns < self.config.warmup
+
+    def watch(self, prediction: Tensor, loss_scale: float = 1.0) -> None:
+        """Note the norm of the diffusion loss's gradient at the denoiser's output, when its backward comes.
+
+        Args:
+            prediction: the denoiser's output in the diffusion loss, of any shape; not changed.
+            loss_scale: factor by which the backward pass multiplies the loss (gradient scaler, 1 / accumulation steps).
+        """
+        if prediction.requires_grad:
+            prediction.register_hook(lambda grad: self.balance.diffusion.update(grad.float().norm() / loss_scale))
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        latents: Tensor,
+        real: Tensor | None = None,
+        backward: Callable[[Tensor], None] = torch.Tensor.backward,
+        unroll_denoiser: Denoiser | None = None,
+    ) -> TurnReport:
+        """Run one turn.
+
+        Args:
+            denoiser: the network with its conditioning bound, called with the scheduler's timesteps `(B,)`.
+            latents: clean latents x_0 of the training images `(B, C, h, w)`, as the denoiser's noising sees them.
+            real: the training images `(B, 3, H, W)` in [-1, 1]; None decodes `latents`, so that both images of a pair went
+                through the same decoder.
+            backward: as `accelerator.backward`, so that loss scaling and accumulation apply to the replayed steps.
+            unroll_denoiser: a cheaper way to call the same network without gradient; None uses `denoiser`.
+        """
+        clock = StageClock(self.config.profile, latents.device)
+        clean = latents.detach().to(torch.promote_types(latents.dtype, torch.float32))
+        adversarial = self.config.weight > 0 and not self.warming_up
+        with preserved_rng(latents.device), torch.enable_grad():
+            with clock.stage("unroll"):
+                path, masked = self._unroll(unroll_denoiser or denoiser, clean, adversarial)
+            with clock.stage("decode"):
+                with torch.set_grad_enabled(adversarial):
+                    gen = self.decode(path.latents)
+                with torch.no_grad():
+                    real = self.decode(clean) if real is None else real
+            with clock.stage("observe"):
+                observed = self.discriminator.observe(gen, real)
+                loss_g, scores = self._generator_loss(observed, adversarial)
+            with clock.stage("gradient"):
+                applied = self._balanced_gradients(loss_g, path, masked) if adversarial else None
+            if applied is not None and masked:
+                with clock.stage("replay"):
+                    gradient_path.replay(denoiser, path, applied[1], backward)
+            with clock.stage("discriminator"):
+                losses_d = self._train_discriminator(observed.detached())
+        self.turns += 1
+        return self._report(path, applied[0] if applied else None, loss_g, losses_d, clock, gen, real, scores)
+
+    def _unroll(self, denoiser: Denoiser, clean: Tensor, record: bool) -> tuple[Unroll, list[int]]:
+        """Draw the start and the mask, and walk the path (method, steps 4 and 6)."""
+        low, high = self.starts
+        start = int(torch.randint(low, high + 1, (1,), generator=self.path_generator))
+        noise = torch.randn(clean.shape, generator=self.noise_generator, dtype=clean.dtype).to(clean.device)
+        noised = sampling.noised_start(self.scheduler, clean, noise, self.config.steps, start)
+        candidates = self._trainable_positions(start)
+        masked = gradient_path.choose_mask(self.config.grad_mask, candidates, self.config.grad_steps, self.path_generator)
+        seeds = [draw_seed(self.noise_generator) for _ in range(start)]
+        return sampling.unroll(denoiser, self.scheduler, noised, seeds, masked if record else [], record), masked if record else []
+
+    def _trainable_positions(self, start: int) -> list[int]:
+        if self.timestep_range is None:
+            return list(range(start))
+        low, high = self.timestep_range
+        walked = self.scheduler.timesteps[len(self.scheduler.timesteps) - start :].tolist()
+        return [position for position, timestep in enumerate(walked) if low <= timestep < high]
+
+    def _generator_loss(self, observed: Observation, adversarial: bool) -> tuple[Tensor, Tensor]:
+        with torch.set_grad_enabled(adversarial):
+            scores = self.discriminator.score_gen(observed)
+            return generator_loss(scores), scores.detach()
+
+    def _balanced_gradients(self, loss_g: Tensor, path: Unroll, masked: list[int]) -> tuple[_AppliedGradient, dict[int, Tensor]]:
+        """dL_G/do_i of the masked steps, scaled and bounded; zero where they are not finite."""
+        gradients = gradient_path.leaf_gradients(loss_g, path)
+        by_step = [gradient.norm() for gradient in gradients]
+        chosen = [by_step[i] for i in masked] or [torch.zeros_like(loss_g)]
+        raw = torch.stack(chosen).norm()
+        factor = self.balance.scale(raw)
+        scaled = {i: torch.where(raw.isfinite(), gradients[i] * factor, torch.zeros_like(gradients[i])) for i in masked}
+        return _AppliedGradient(raw, raw.nan_to_num(0.0, 0.0, 0.0) * factor, by_step, masked), scaled
+
+    def _train_discriminator(self, observed: Observation) -> tuple[Tensor, Tensor]:
+        """One hinge step of the heads; returns the loss and the mean score of the positive pairs."""
+        score_real, score_gen = self.discriminator.score_real(observed), self.discriminator.score_gen(observed)
+        loss = discriminator_hinge(score_real, score_gen)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self.discriminator.parameters())
+        self.optimizer.step()
+        return loss.detach(), score_real.detach().mean()
+
+    def _report(
+        self,
+        path: Unroll,
+        applied: _AppliedGradient | None,
+        loss_g: Tensor,
+        losses_d: tuple[Tensor, Tensor],
+        clock: StageClock,
+        gen: Tensor,
+        real: Tensor,
+        scores: Tensor,
+    ) -> TurnReport:
+        """Fetch all numbers from the device at once."""
+        zero = torch.zeros_like(losses_d[0])
+        diffusion = self.balance.diffusion.value
+        heads = [loss_g, *losses_d, scores.mean(), applied.applied if applied else zero, applied.raw if applied else zero]
+        heads.append(zero if diffusion is None else diffusion)
+        numbers = torch.stack([n.detach().float().to(zero.device) for n in heads + (applied.by_step if applied else [])]).tolist()
+        loss_g_value, loss_d, score_real, score_gen, grad_norm, raw, grad_norm_diffusion, *by_step = numbers
+        return TurnReport(
+            turn=self.turns,
+            warmup=self.turns <= self.config.warmup,
+            start=len(path.steps),
+            masked=applied.masked if applied else [],
+            loss_g=loss_g_value,
+            loss_d=loss_d,
+            score_real=score_real,
+            score_gen=score_gen,
+            grad_norm=grad_norm,
+            grad_norm_raw=raw,
+            grad_norm_diffusion=grad_norm_diffusion,
+            step_grad_norms=by_step,
+            skipped=not math.isfinite(raw),
+            seconds=clock.seconds,
+            gen=gen.detach(),
+            real=real,
+            scores=scores,
+        )
+
+
+def start_range(config: ADTConfig) -> tuple[int, int]:
+    """Lowest and highest start s in 1..m that the configured fractions of the grid allow.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    low = max(1, math.ceil(config.start_min * config.steps - 1e-9))
+    high = math.floor(config.start_max * config.steps + 1e-9)
+    if low > high:
+        raise ConfigError(
+            f"--adt_start_min {config.start_min:g} and --adt_start_max {config.start_max:g} leave no start on a grid of "
+            f"{config.steps} steps: widen the range or raise --adt_steps."
+        )
+    return low, high
