@@ -94,7 +94,8 @@ def load_backbone(name: str, blocks: Sequence[int] | None = None, dtype: torch.d
         raise ConfigError(f"--adt_backbone {name} could not be loaded, check {where} ({reason}).") from error
     model = getattr(model, "vision_model", model)  # CLIP and SigLIP carry a text half
     depth, patch_size = getattr(model.config, "num_hidden_layers", None), getattr(model.config, "patch_size", None)
-    if not isinstance(depth, int) or not isinstance(patch_size, int):
+    one_width = not hasattr(model.config, "depths")  # hierarchical networks merge patches on the way
+    if not (one_width and isinstance(depth, int) and isinstance(patch_size, int)):
         raise ConfigError(f"--adt_backbone {name} is a {type(model).__name__}, not a vision transformer with square patches: use a DINOv2.")
     if blocks is None:
         blocks = [max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)]

@@ -1,0 +1,94 @@
+"""Fixtures shared by all tests. Host tests run the real sd-scripts; they are skipped where no work tree is found."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch or a Hugging Face library is imported: nothing is looked up online, and two workers share two cores.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from tinyhost.models import HostModel, write_dinov2, write_images, write_tiny_model
+from tinyhost.report import host_summary
+from tinyhost.run import NO_HOST, SCRIPT, CompletedRun, TinyRun, find_hosts, run_host
+from tinyhost.site.sitecustomize import install as patch_imports
+
+# transformers and diffusers import torchvision here as well.
+patch_imports()
+
+HOSTS = find_hosts()
+HOST_REQUIREMENTS = ("cv2", "einops", "imagesize", "rich", "toml", "torchvision", "voluptuous")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses the host is a host test."""
+    for item in items:
+        if "host_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.host)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = host_summary(terminalreporter.stats)
+    if lines:
+        terminalreporter.section("host tests")
+    for line in lines:
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session", params=HOSTS or [None], ids=[host.name for host in HOSTS] or ["no-host"])
+def host_dir(request: pytest.FixtureRequest) -> Path:
+    """A work tree of sd-scripts; with several in SD_SCRIPTS_DIR every host test runs on each."""
+    if request.param is None:
+        pytest.skip(NO_HOST)
+    missing = [name for name in HOST_REQUIREMENTS if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"requirements of sd-scripts are not installed: {', '.join(missing)}")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> HostModel:
+    """A random tiny Stable Diffusion 1.x; its `checkpoint` is a diffusers folder."""
+    return write_tiny_model("sd", tmp_path_factory.mktemp("tiny_sd"))
+
+
+@pytest.fixture(scope="session")
+def tiny_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random tiny DINOv2 with its preprocessor file."""
+    return write_dinov2(tmp_path_factory.mktemp("tiny_dino"))
+
+
+@pytest.fixture(scope="session")
+def tiny_dino_registers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random tiny DINOv2 with four register tokens and its preprocessor file."""
+    return write_dinov2(tmp_path_factory.mktemp("tiny_dino_registers"), registers=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Training folder with four captioned images of 64x64 pixels."""
+    return write_images(tmp_path_factory.mktemp("tiny_images"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bucket_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Training folder with four captioned images, two of 64x64 and two of 128x64 (width x height) pixels.
+
+    With `tinyhost.run.BUCKETS` among the arguments the host sorts them into two buckets.
+    """
+    return write_images(tmp_path_factory.mktemp("tiny_bucket_images"), sizes=((64, 64), (128, 64)))
+
+
+@pytest.fixture(scope="session")
+def run_tiny(host_dir: Path, tiny_sd: HostModel, tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Run a script of the host on the tiny SD: `run_tiny("--max_train_steps", "4", launcher="accelerate").check()`."""
+
+    def run(*args: str | Path, script: str = SCRIPT, **keywords: object) -> CompletedRun:
+        keywords.setdefault("output_dir", tmp_path_factory.mktemp("output"))
+        return run_host(script, *args, **{"host_dir": host_dir, "model": tiny_sd, "images": tiny_images} | keywords)
+
+    return run

@@ -1,0 +1,133 @@
+"""The option table: parser, TOML values, ranges, metadata."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from adt_plugin import __version__
+from adt_plugin.config import ADTConfig, ConfigError, add_adt_arguments, option_names
+
+CONTRACT = (
+    "weight balance steps grad_steps grad_mask sampler start_min start_max every warmup backbone blocks disc_lr disc_betas disc_type "
+    "augment image_size decode_dtype seed pictures_every"
+).split()
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    add_adt_arguments(parser)
+    return parser
+
+
+def parse(*arguments: str, **toml: object) -> ADTConfig:
+    return ADTConfig.from_namespace(parser().parse_args(arguments, namespace=argparse.Namespace(**toml)))
+
+
+def test_the_names_that_were_promised_are_there() -> None:
+    assert {f"adt_{name}" for name in CONTRACT} | {"adt"} <= set(option_names())
+
+
+def test_without_options_the_parser_and_the_dataclass_agree() -> None:
+    assert parse() == ADTConfig()
+
+
+def test_the_switch_is_off_by_default() -> None:
+    assert parser().parse_args([]).adt is False
+
+
+def test_every_option_travels_from_the_command_line() -> None:
+    config = parse("--adt", "--adt_steps", "4", "--adt_weight", "0.25", "--adt_grad_mask", "even", "--adt_disc_betas", "0.5,0.9", "--adt_profile")
+    assert (config.steps, config.weight, config.grad_mask, config.beta_pair, config.profile) == (4, 0.25, "even", (0.5, 0.9), True)
+
+
+def test_toml_values_of_another_type_are_converted() -> None:
+    config = parse(adt_steps="4", adt_weight=1, adt_disc_betas=[0.0, 0.9], adt_blocks=[2, 4], adt_augment=["color", "shift"])
+    assert (config.steps, config.weight, config.beta_pair) == (4, 1.0, (0.0, 0.9))
+    assert (config.block_indices, config.augmentations) == ((2, 4), ("color", "shift"))
+
+
+def test_the_command_line_wins_over_toml() -> None:
+    assert parse("--adt_steps", "3", adt_steps=7).steps == 3
+
+
+@pytest.mark.parametrize(("key", "nearest"), [("adt_step", "adt_steps"), ("adt_wieght", "adt_weight"), ("adt_sample", "adt_sampler")])
+def test_an_unknown_toml_key_names_the_nearest(key: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown option {key}: did you mean {nearest}?"):
+        parse(**{key: 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("weight", -0.1),
+        ("weight", float("nan")),
+        ("steps", 0),
+        ("steps", 1001),
+        ("grad_steps", 0),
+        ("start_min", 1.1),
+        ("every", 0),
+        ("warmup", -1),
+        ("image_size", 13),
+        ("disc_lr", 2.0),
+        ("seed", -1),
+        ("balance", "auto"),
+        ("grad_mask", "first"),
+        ("sampler", "euler_a"),
+        ("disc_type", "patch"),
+        ("decode_dtype", "fp16"),
+        ("disc_betas", "0.9"),
+        ("disc_betas", "0.9,1.0"),
+        ("blocks", "0,3"),
+        ("blocks", "three"),
+        ("augment", "color,flip"),
+        ("backbone", ""),
+    ],
+)
+def test_a_value_out_of_range_names_its_flag(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"--adt_{name}"):
+        ADTConfig(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", "ten"), ("steps", 2.5), ("steps", True), ("weight", [1]), ("profile", "yes"), ("steps", float("inf"))])
+def test_a_toml_value_of_a_wrong_type_names_its_flag(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"--adt_{name}"):
+        parse(**{f"adt_{name}": value})
+
+
+def test_crossed_starts_name_both_flags() -> None:
+    with pytest.raises(ConfigError, match="--adt_start_min .* --adt_start_max"):
+        ADTConfig(start_min=0.8, start_max=0.2)
+
+
+def test_no_default_and_no_choice_contains_a_space() -> None:
+    for spec in dataclasses.fields(ADTConfig):
+        assert " " not in str(spec.default)
+        assert not any(" " in choice for choice in spec.metadata["choices"])
+
+
+def test_help_is_one_line_per_option_in_a_group_of_its_own() -> None:
+    group = next(group for group in parser()._action_groups if group.title == "ADT")
+    assert len(group._group_actions) == len(option_names())
+    for action in group._group_actions:
+        assert action.help and "\n" not in action.help and " / " in action.help
+    assert "--adt_steps" in parser().format_help()
+
+
+def test_adding_the_options_twice_adds_them_once() -> None:
+    twice = parser()
+    add_adt_arguments(twice)
+    assert len([action for action in twice._actions if action.dest == "adt"]) == 1
+
+
+def test_metadata_hold_every_option_and_the_version_but_no_path(tmp_path: Path) -> None:
+    backbone = tmp_path / "my_dino"
+    backbone.mkdir()
+    metadata = ADTConfig(backbone=str(backbone)).metadata()
+    assert set(metadata) == {f"ss_{name}" for name in option_names() if name != "adt"} | {"ss_adt_version"}
+    assert metadata["ss_adt_version"] == __version__
+    assert metadata["ss_adt_backbone"] == "my_dino"
+    assert not any(str(tmp_path) in value for value in metadata.values())

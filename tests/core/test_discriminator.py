@@ -1,0 +1,255 @@
+"""Backbone, heads, augmentation, score, losses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from toys import ToyFeatures, toy_discriminator
+from transformers import SwinConfig, SwinModel, ViTConfig, ViTModel
+
+from adt_plugin.config import AUGMENTATIONS, ConfigError
+from adt_plugin.discriminator import Discriminator, FrozenBackbone, load_backbone
+from adt_plugin.discriminator.augment import Augment, shift
+from adt_plugin.discriminator.heads import Standardize
+from adt_plugin.discriminator.losses import discriminator_hinge, generator_loss
+from adt_plugin.discriminator.siamese import fitting_size
+
+
+def images(batch: int = 2, height: int = 16, width: int = 16, seed: int = 0) -> torch.Tensor:
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# Backbone
+
+
+@pytest.mark.parametrize("attempt", [lambda m: m.train(), lambda m: m.requires_grad_(True), lambda m: nn.Sequential(m).train().requires_grad_(True)])
+def test_the_backbone_stays_frozen_whatever_is_called(attempt) -> None:  # noqa: ANN001
+    network = nn.Sequential(ToyFeatures(), nn.Identity())
+    backbone = FrozenBackbone(network, [8, 12])
+    attempt(backbone)
+    assert not any(module.training for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert list(backbone.parameters()) == [] and backbone.state_dict() == {}
+
+
+def test_the_backbone_follows_to_another_dtype_and_answers_in_float32() -> None:
+    network = ToyFeatures()
+    backbone = FrozenBackbone(network, [8, 12]).to(torch.bfloat16)
+    assert network.first.weight.dtype == torch.bfloat16
+    assert all(features.dtype == torch.float32 for features in backbone(images()))
+
+
+def test_the_gradient_reaches_the_image_through_the_backbone() -> None:
+    picture = images().requires_grad_(True)
+    FrozenBackbone(ToyFeatures(), [8, 12])(picture)[1].sum().backward()
+    assert picture.grad is not None and picture.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("fixture", ["tiny_dino", "tiny_dino_registers"])
+@pytest.mark.parametrize(("height", "width"), [(56, 56), (28, 84), (70, 42)])
+def test_dinov2_tokens_lie_on_their_grid(request: pytest.FixtureRequest, fixture: str, height: int, width: int) -> None:
+    """Also with register tokens and at sizes other than the pre-trained one."""
+    backbone = load_backbone(str(request.getfixturevalue(fixture)), [2, 4])
+    assert (backbone.patch_size, backbone.channels) == (14, [32, 32])
+    assert [tuple(f.shape) for f in backbone(images(height=height, width=width))] == [(2, 32, height // 14, width // 14)] * 2
+
+
+@pytest.mark.parametrize("fixture", ["tiny_dino", "tiny_dino_registers"])
+def test_a_patch_moves_its_own_token_most(request: pytest.FixtureRequest, fixture: str) -> None:
+    """Layout: painting one patch changes the feature at that grid position most (row-major, special tokens dropped)."""
+    backbone = load_backbone(str(request.getfixturevalue(fixture)), [1])
+    plain, painted = images(1, 56, 56), images(1, 56, 56)
+    painted[:, :, 14:28, 42:56] = 3.0
+    change = (backbone(painted)[0] - backbone(plain)[0]).norm(dim=1)[0]
+    assert divmod(int(change.argmax()), 4) == (1, 3)
+
+
+def test_images_are_normalised_as_the_backbones_processor_says(tiny_dino: Path) -> None:
+    network = load_backbone(str(tiny_dino))._network
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    seen = []
+    network.model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True)
+    network((mean * 2 - 1).expand(1, 3, 56, 56))
+    torch.testing.assert_close(seen[0], torch.zeros(1, 3, 56, 56), atol=1e-6, rtol=0)
+
+
+def test_four_blocks_are_chosen_evenly_by_default(tiny_dino: Path) -> None:
+    assert load_backbone(str(tiny_dino))._network.blocks == [1, 2, 3, 4]
+
+
+def write_vision_model(folder: Path, model: nn.Module) -> str:
+    model.save_pretrained(folder)
+    processor = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return str(folder)
+
+
+def test_another_vision_transformer_serves_too(tmp_path: Path) -> None:
+    config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8)
+    backbone = load_backbone(write_vision_model(tmp_path, ViTModel(config)))
+    assert [tuple(f.shape) for f in backbone(images(height=32, width=48))] == [(2, 32, 4, 6)] * len(backbone.channels)
+
+
+def test_a_network_without_a_token_grid_is_refused(tmp_path: Path) -> None:
+    swin = SwinModel(SwinConfig(image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=4))
+    with pytest.raises(ConfigError, match="--adt_backbone .* SwinModel, not a vision transformer"):
+        load_backbone(write_vision_model(tmp_path, swin))
+
+
+def test_a_missing_block_is_refused(tiny_dino: Path) -> None:
+    with pytest.raises(ConfigError, match="--adt_blocks asks for block 5, but .* has 4"):
+        load_backbone(str(tiny_dino), [1, 5])
+
+
+def test_a_backbone_that_is_not_there_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="--adt_backbone nobody/nothing could not be loaded.*local folder") as caught:
+        load_backbone("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_weights_are_refused(tiny_dino: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_text((tiny_dino / name).read_text())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="safetensors"):
+        load_backbone(str(tmp_path))
+
+
+# Heads and score
+
+
+def test_only_the_heads_are_trained_and_saved() -> None:
+    discriminator = toy_discriminator()
+    assert all(name.startswith("score.") for name, _ in discriminator.named_parameters())
+    assert all(name.startswith("score.") for name in discriminator.state_dict())
+    assert sum(1 for _ in discriminator.parameters()) > 0
+
+
+def test_standardised_features_have_zero_mean_and_unit_variance() -> None:
+    features = torch.randn(8, 5, 6, 6, generator=generator()) * torch.tensor([0.01, 1, 50, 3, 1]).view(1, 5, 1, 1) + 7
+    standardize = Standardize(5)
+    standardize.update(features)
+    out = standardize(features)
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(out.std((0, 2, 3)), torch.ones(5), atol=0.05, rtol=0)
+
+
+def test_standardisation_is_frozen_after_its_updates_and_survives_a_state_dict() -> None:
+    standardize = Standardize(5, updates=2)
+    for seed in range(4):
+        standardize.update(torch.randn(1, 5, 2, 2, generator=generator(seed)))
+    restored = Standardize(5, updates=2)
+    restored.load_state_dict(standardize.state_dict())
+    assert restored.seen == standardize.seen == 2
+    restored.update(torch.full((1, 5, 2, 2), 100.0))
+    assert torch.equal(restored.mean, standardize.mean)
+
+
+def test_positive_pairs_start_at_a_score_of_zero() -> None:
+    discriminator = toy_discriminator()
+    observed = discriminator.observe(images(8, seed=1), images(8, seed=2))
+    assert float(discriminator.score_real(observed).detach().mean()) == pytest.approx(0, abs=1e-4)
+
+
+def test_the_siamese_score_of_two_equal_images_is_the_highest_there_is() -> None:
+    discriminator = toy_discriminator(augment=())
+    observed = discriminator.observe(images(4, seed=1), images(4, seed=2))
+    same = discriminator.score(observed.real, observed.real)
+    assert (same > discriminator.score_gen(observed)).all()
+
+
+def test_the_unary_score_ignores_the_real_image() -> None:
+    discriminator = toy_discriminator("unary", augment=())
+    gen = images(seed=1)
+    first = discriminator.score_gen(discriminator.observe(gen, images(seed=2)))
+    statistics = {name: value.clone() for name, value in discriminator.state_dict().items()}
+    observed = discriminator.observe(gen, images(seed=3))
+    discriminator.load_state_dict(statistics)  # the running statistics have seen other real images
+    torch.testing.assert_close(discriminator.score_gen(observed), first)
+
+
+def test_the_score_is_differentiable_in_the_generated_image_only() -> None:
+    discriminator = toy_discriminator(augment=AUGMENTATIONS)
+    gen, real = images(seed=1).requires_grad_(True), images(seed=2).requires_grad_(True)
+    discriminator.score_gen(discriminator.observe(gen, real)).sum().backward()
+    assert gen.grad is not None and gen.grad.abs().sum() > 0
+    assert real.grad is None
+
+
+def test_a_seed_fixes_the_heads_and_leaves_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    first, second = toy_discriminator(), toy_discriminator()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("size", [(512, 512), (768, 512), (320, 1024), (64, 640)])
+def test_any_aspect_ratio_is_kept_at_about_the_same_cost(size: tuple[int, int]) -> None:
+    height, width = fitting_size(*size, image_size=224, patch_size=14)
+    assert height % 14 == width % 14 == 0
+    assert height * width == pytest.approx(224 * 224, rel=0.15)
+    assert height / width == pytest.approx(size[0] / size[1], rel=0.15)
+
+
+def test_images_reach_the_backbone_at_the_configured_size() -> None:
+    backbone = FrozenBackbone(ToyFeatures(), [8, 12], patch_size=14)
+    assert Discriminator(backbone, width=16, image_size=56).fitted(images(height=64, width=128)).shape[-2:] == (42, 84)
+    assert Discriminator(backbone, width=16).fitted(images()).shape[-2:] == (16, 16)
+
+
+# Augmentation
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_augmentation_changes_each_image_in_its_own_way_and_repeats_with_its_seed(name: str) -> None:
+    same = images(1, 32, 32).expand(16, -1, -1, -1)
+    out = Augment([name], 14, generator())(same)
+    assert out.shape == same.shape
+    assert len({tuple(picture.flatten().tolist()) for picture in out}) > 4
+    assert torch.equal(out, Augment([name], 14, generator())(same))
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_augmentation_is_differentiable(name: str) -> None:
+    picture = images(2, 8, 8).double().requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: Augment([name], 4, generator(1))(x), (picture,))
+
+
+def test_no_augmentation_leaves_the_images_alone() -> None:
+    assert torch.equal(Augment([], 14, generator())(images()), images())
+
+
+def test_the_shift_moves_by_at_most_half_a_patch_and_reaches_both_ends() -> None:
+    marked = torch.zeros(400, 1, 32, 32)
+    marked[:, :, 16, 16] = 1
+    positions = shift(marked, generator(), patch_size=14).flatten(1).argmax(1)
+    for offsets in (positions // 32 - 16, positions % 32 - 16):
+        assert (int(offsets.min()), int(offsets.max())) == (-7, 7)
+
+
+def test_cutout_greys_a_sixteenth_of_an_inner_image() -> None:
+    out = Augment(["cutout"], 14, generator())(torch.ones(200, 3, 32, 32))
+    shares = (out == 0).float().mean((1, 2, 3))
+    assert float(shares.max()) == pytest.approx(1 / 16)
+    assert float(shares.min()) > 0
+
+
+# Losses
+
+
+def test_hinge_is_two_at_chance_and_zero_beyond_the_margins() -> None:
+    assert float(discriminator_hinge(torch.zeros(3), torch.zeros(3))) == 2.0
+    assert float(discriminator_hinge(torch.tensor([1.5]), torch.tensor([-1.2]))) == 0.0
+    assert float(discriminator_hinge(torch.tensor([0.5, 2.0]), torch.tensor([-2.0, 1.0]))) == pytest.approx(0.25 + 1.0)
+
+
+def test_the_generator_wants_a_high_score() -> None:
+    assert float(generator_loss(torch.tensor([1.0, 3.0]))) == -2.0

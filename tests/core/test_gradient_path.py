@@ -1,0 +1,174 @@
+"""The exact replay against full autograd, and its constant memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+from toys import SD_ALPHAS_CUMPROD, ToyDenoiser, toy_decode, toy_latents
+
+from adt_plugin.gradient_path import MASKS, choose_mask, leaf_gradients, replay
+from adt_plugin.rng import preserved_rng, seed_everything
+from adt_plugin.sampling import build_scheduler, noised_start, unroll
+
+STEPS, START = 8, 6
+SCHEDULES = [(sampler, kind) for sampler in ("ddim", "euler", "dpm++") for kind in ("epsilon", "v_prediction")] + [("flow", "velocity")]
+RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+
+def scheduler_for(sampler: str, kind: str) -> Any:
+    return FlowMatchEulerDiscreteScheduler(shift=3.0) if sampler == "flow" else build_scheduler(sampler, SD_ALPHAS_CUMPROD, kind)
+
+
+def loss_of(latents: Tensor) -> Tensor:
+    """A nonlinear loss of the final latents, through a decoder."""
+    images = toy_decode(latents)
+    return (images.square() * torch.linspace(-1, 1, images.numel(), dtype=images.dtype).view_as(images)).sum() + images.sin().sum()
+
+
+def by_replay(net: ToyDenoiser, scheduler: Any, latents: Tensor, seeds: list[int], mask: list[int]) -> Tensor:
+    path = unroll(net, scheduler, latents, seeds, mask, record=True)
+    gradients = leaf_gradients(loss_of(path.latents), path)
+    replay(net, path, {i: gradients[i] for i in mask})
+    return net.gradients()
+
+
+def by_full_autograd(net: ToyDenoiser, scheduler: Any, latents: Tensor, seeds: list[int], mask: list[int], stopped: bool = True) -> Tensor:
+    """The whole unroll kept in one graph; unmasked outputs are cut, inputs are stopped unless said otherwise."""
+    for position, timestep in enumerate(scheduler.timesteps[-len(seeds) :]):
+        scaled = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
+        seed_everything(seeds[position])
+        output = net(scaled.detach() if stopped else scaled, timestep.expand(len(latents)))
+        latents = scheduler.step(output if position in mask else output.detach(), timestep, latents, return_dict=False)[0]
+    loss_of(latents).backward()
+    return net.gradients()
+
+
+def two_routes(sampler: str, kind: str, mask: list[int], dtype: torch.dtype, dropout: float = 0.0, **route: bool) -> tuple[Tensor, Tensor]:
+    results = []
+    for compute in (by_replay, lambda *a: by_full_autograd(*a, **route)):
+        net, scheduler = ToyDenoiser(dropout, dtype), scheduler_for(sampler, kind)
+        start = noised_start(scheduler, toy_latents(dtype=dtype), toy_latents(seed=4, dtype=dtype), STEPS, START)
+        with preserved_rng(torch.device("cpu")):
+            results.append(compute(net, scheduler, start, list(range(100, 100 + START)), mask))
+    return results[0], results[1]
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("dtype", RELATIVE)
+@pytest.mark.parametrize("mask", [[0], [5], [1, 4], [0, 2, 3], [0, 1, 2, 3, 4, 5]], ids=str)
+@pytest.mark.parametrize(("sampler", "kind"), SCHEDULES)
+def test_replay_equals_full_autograd_with_stopped_inputs(sampler: str, kind: str, mask: list[int], dtype: torch.dtype) -> None:
+    replayed, full = two_routes(sampler, kind, mask, dtype)
+    assert full.norm() > 0
+    assert relative_error(replayed, full) < RELATIVE[dtype]
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_every_mask_kind_gives_the_gradient_of_its_steps(kind: str, count: int) -> None:
+    mask = choose_mask(kind, range(START), count, torch.Generator().manual_seed(count))
+    replayed, full = two_routes("ddim", "epsilon", mask, torch.float64)
+    assert relative_error(replayed, full) < 1e-10
+
+
+def test_dropout_is_the_same_in_unroll_and_replay() -> None:
+    replayed, full = two_routes("ddim", "epsilon", [1, 3], torch.float64, dropout=0.5)
+    assert relative_error(replayed, full) < 1e-10
+
+
+@pytest.mark.parametrize(("sampler", "kind"), SCHEDULES)
+def test_with_inputs_not_stopped_the_gradient_is_another(sampler: str, kind: str) -> None:
+    replayed, unstopped = two_routes(sampler, kind, list(range(START)), torch.float64, stopped=False)
+    assert relative_error(replayed, unstopped) > 1e-3
+
+
+def test_a_step_that_was_not_kept_cannot_be_replayed() -> None:
+    scheduler, net = scheduler_for("ddim", "epsilon"), ToyDenoiser()
+    path = unroll(net, scheduler, noised_start(scheduler, toy_latents(), toy_latents(), 4, 2), [0, 0], [0], record=True)
+    with pytest.raises(ValueError, match="step 1 was not kept"):
+        replay(net, path, {1: torch.ones_like(path.latents)})
+
+
+def test_replay_uses_the_hosts_backward() -> None:
+    """A backward that multiplies the loss, as a gradient scaler does, multiplies the gradient."""
+    results = []
+    for factor in (1.0, 8.0):
+        net, scheduler = ToyDenoiser(dtype=torch.float64), scheduler_for("ddim", "epsilon")
+        start = noised_start(scheduler, toy_latents(dtype=torch.float64), toy_latents(seed=4, dtype=torch.float64), 4, 2)
+        path = unroll(net, scheduler, start, [0, 0], [0, 1], record=True)
+        gradients = leaf_gradients(loss_of(path.latents), path)
+        replay(net, path, dict(enumerate(gradients)), backward=lambda loss, factor=factor: (loss * factor).backward())
+        results.append(net.gradients())
+    torch.testing.assert_close(results[1], 8 * results[0])
+
+
+# Masks
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+@pytest.mark.parametrize("candidates", [[0], [2, 3], [0, 1, 2, 3, 4, 5, 6]], ids=str)
+def test_a_mask_is_an_ordered_subset_of_the_right_size(kind: str, count: int, candidates: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        mask = choose_mask(kind, candidates, count, generator)
+        assert mask == sorted(set(mask)) and set(mask) <= set(candidates)
+        assert len(mask) == (len(candidates) if kind == "all" else min(count, len(candidates)))
+
+
+def test_no_candidates_give_no_mask() -> None:
+    assert choose_mask("random", [], 2, torch.Generator()) == []
+
+
+def test_last_takes_the_last_and_random_and_even_reach_every_step() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert choose_mask("last", range(6), 2, generator) == [4, 5]
+    for kind in ("random", "even"):
+        assert {i for _ in range(200) for i in choose_mask(kind, range(6), 2, generator)} == set(range(6))
+
+
+# Memory
+
+
+class LiveBytes:
+    """Bytes of tensors that autograd keeps alive for backward, now and at most (a saved-tensors hook)."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def measure(self, work: Callable[[], object]) -> int:
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda box: box.tensor):
+            work()
+        return self.peak
+
+    def _pack(self, tensor: Tensor) -> Any:
+        box = type("Box", (), {"tensor": tensor.detach()})()  # a saved output would hold its own graph
+        size = tensor.numel() * tensor.element_size()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(box, self._free, size)
+        return box
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+def peak_of_a_path(route: Callable[..., Tensor], count: int) -> int:
+    net, scheduler = ToyDenoiser(width=256), scheduler_for("ddim", "epsilon")  # the network outweighs everything else
+    start = noised_start(scheduler, toy_latents(), toy_latents(seed=4), STEPS, STEPS)
+    return LiveBytes().measure(lambda: route(net, scheduler, start, [0] * STEPS, list(range(count))))
+
+
+def test_memory_does_not_grow_with_the_number_of_replayed_steps() -> None:
+    one, eight = peak_of_a_path(by_replay, 1), peak_of_a_path(by_replay, 8)
+    assert eight == one > 0
+    assert peak_of_a_path(by_full_autograd, 8) > 2 * peak_of_a_path(by_full_autograd, 1)  # the route that does grow

@@ -1,0 +1,99 @@
+"""Rows and pictures on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
+
+from adt_plugin.monitor import MAX_PAIRS, Monitor, pair_picture, scalars
+from adt_plugin.turn import TurnReport
+
+
+def reports(count: int, **options: object) -> list[TurnReport]:
+    turn, net = toy_turn(**options), ToyDenoiser()
+    result = []
+    for _ in range(count):
+        diffusion_backward(turn, net, toy_latents())
+        result.append(turn(net, toy_latents()))
+    return result
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "x-adt.jsonl").read_text().splitlines()]
+
+
+def test_a_row_per_turn_after_a_row_for_the_run(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path / "new", "x", 0, {"ss_adt_steps": "5"})
+    for step, report in enumerate(reports(3)):
+        monitor.record(report, step)
+    run, *turns = rows(tmp_path / "new")
+    assert run["event"] == "run" and run["ss_adt_steps"] == "5"
+    assert [(row["turn"], row["step"]) for row in turns] == [(1, 0), (2, 1), (3, 2)]
+    assert all({"loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start", "step_grad_norms"} <= set(row) for row in turns)
+
+
+def test_rows_of_an_earlier_run_stay(tmp_path: Path) -> None:
+    for _ in range(2):
+        Monitor(tmp_path, "x", 0, {}).record(reports(1)[0], 0)
+    assert [row["event"] for row in rows(tmp_path)] == ["run", "turn", "run", "turn"]
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    report = reports(1)[0]
+    report.grad_norm = float("nan")
+    Monitor(tmp_path, "x", 0, {}).record(report, 0)
+    assert rows(tmp_path)[1]["grad_norm"] is None
+
+
+def test_a_picture_every_n_turns(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path, "x", 2, {})
+    paths = [monitor.record(report, 0) for report in reports(4)]
+    assert [path and path.name for path in paths] == [None, "x-adt-000002.png", None, "x-adt-000004.png"]
+    assert sorted(tmp_path.glob("*.png")) == [path for path in paths if path]
+
+
+def test_zero_means_no_pictures(tmp_path: Path) -> None:
+    assert Monitor(tmp_path, "x", 0, {}).record(reports(1)[0], 0) is None
+
+
+def test_generated_images_stand_above_real_ones() -> None:
+    gen, real = torch.full((2, 3, 64, 80), -1.0), torch.full((2, 3, 64, 80), 1.0)
+    picture = pair_picture(gen, real, torch.tensor([0.5, -0.5]))
+    assert picture.size == (160, 2 * (64 + 14))
+    assert picture.getpixel((100, 14 + 32)) == (0, 0, 0)
+    assert picture.getpixel((100, 14 + 64 + 14 + 32)) == (255, 255, 255)
+
+
+def test_small_grey_images_are_enlarged_and_many_pairs_are_cut() -> None:
+    images = torch.zeros(12, 1, 16, 16)
+    assert pair_picture(images, images, torch.zeros(12)).size == (MAX_PAIRS * 64, 2 * (64 + 14))
+
+
+def test_values_outside_the_range_are_clipped() -> None:
+    wild = torch.tensor([-9.0, 9.0, float("nan")]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
+    assert pair_picture(wild, wild, torch.zeros(1)).getpixel((32, 40)) == (0, 255, 128)
+
+
+def test_pictures_are_readable_files(tmp_path: Path) -> None:
+    path = Monitor(tmp_path, "x", 1, {}).record(reports(1)[0], 0)
+    with Image.open(path) as picture:
+        picture.verify()
+
+
+def test_a_disk_that_refuses_ends_the_writing_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    occupied = tmp_path / "occupied"
+    occupied.write_text("a file, where a folder is needed")
+    with caplog.at_level(logging.WARNING):
+        monitor = Monitor(occupied, "x", 1, {})
+        assert [monitor.record(report, 0) for report in reports(2)] == [None, None]
+    assert len(caplog.records) == 1
+
+
+def test_the_numbers_for_bar_and_trackers_carry_their_prefix() -> None:
+    assert set(scalars(reports(1)[0])) == {f"adt/{name}" for name in ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")}

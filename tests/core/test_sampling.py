@@ -1,0 +1,108 @@
+"""Grid, image-to-image start and unroll over diffusers schedulers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from toys import SD_ALPHAS_CUMPROD, ToyDenoiser, toy_latents
+
+from adt_plugin.config import ConfigError
+from adt_plugin.sampling import build_scheduler, check_grid, noised_start, unroll
+
+SAMPLERS = ("ddim", "euler", "dpm++")
+
+
+def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Algorithm 1 of arXiv 2305.08891."""
+    root = alphas_cumprod.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
+
+
+def oracle(alphas_cumprod: Tensor, clean: Tensor, noise: Tensor, prediction_type: str):  # noqa: ANN201
+    """The denoiser that makes the training loss zero on this pair of image and noise."""
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        alpha = alphas_cumprod[t.long()].sqrt().view(-1, 1, 1, 1)
+        sigma = (1 - alphas_cumprod[t.long()]).sqrt().view(-1, 1, 1, 1)
+        return noise if prediction_type == "epsilon" else alpha * noise - sigma * clean
+
+    return predict
+
+
+@pytest.mark.parametrize("start", [1, 2, 5, 10])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_oracle_denoiser_brings_every_start_back_to_the_image(sampler: str, prediction_type: str, spacing: str, start: int) -> None:
+    scheduler = build_scheduler(sampler, SD_ALPHAS_CUMPROD, prediction_type, spacing)
+    clean, noise = toy_latents(seed=1), toy_latents(seed=2)
+    noised = noised_start(scheduler, clean, noise, 10, start)
+    path = unroll(oracle(SD_ALPHAS_CUMPROD, clean, noise, prediction_type), scheduler, noised, [0] * start, [], record=False)
+    assert len(path.steps) == start
+    torch.testing.assert_close(path.latents, clean, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_zero_terminal_snr_starts_at_the_last_timestep_and_returns(sampler: str) -> None:
+    alphas_cumprod = zero_terminal_snr(SD_ALPHAS_CUMPROD)
+    assert float(alphas_cumprod[-1]) == 0.0
+    scheduler = build_scheduler(sampler, alphas_cumprod, "v_prediction")
+    clean, noise = toy_latents(seed=1), toy_latents(seed=2)
+    noised = noised_start(scheduler, clean, noise, 5, 5)
+    path = unroll(oracle(alphas_cumprod, clean, noise, "v_prediction"), scheduler, noised, [0] * 5, [], record=False)
+    assert float(path.steps[0].timestep) == 999
+    torch.testing.assert_close(path.latents, clean, atol=5e-3, rtol=0)  # Euler carries sigma = 4096 in float32
+
+
+def test_the_schedule_is_the_models_own_not_a_round_trip() -> None:
+    alphas_cumprod = zero_terminal_snr(SD_ALPHAS_CUMPROD)
+    assert torch.equal(build_scheduler("ddim", alphas_cumprod, "v_prediction").alphas_cumprod, alphas_cumprod)
+    alphas_cumprod.zero_()  # nor does it share memory with it
+    assert float(build_scheduler("ddim", SD_ALPHAS_CUMPROD, "epsilon").alphas_cumprod[0]) > 0.99
+
+
+def test_the_start_is_the_image_noised_to_its_timestep() -> None:
+    scheduler = build_scheduler("ddim", SD_ALPHAS_CUMPROD, "epsilon")
+    clean, noise = toy_latents(seed=1), toy_latents(seed=2)
+    alpha_bar = SD_ALPHAS_CUMPROD[401]  # leading, offset 1: 901, 801, ... 1
+    torch.testing.assert_close(noised_start(scheduler, clean, noise, 10, 5), alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise)
+
+
+def test_only_the_starts_share_of_the_grid_is_walked() -> None:
+    scheduler, net = build_scheduler("ddim", SD_ALPHAS_CUMPROD, "epsilon"), ToyDenoiser()
+    path = unroll(net, scheduler, noised_start(scheduler, toy_latents(), toy_latents(), 10, 3), [1, 2, 3], [1], record=True)
+    assert net.calls == 3
+    assert [int(step.timestep) for step in path.steps] == [201, 101, 1]
+    assert [step.model_input is not None for step in path.steps] == [False, True, False]
+    assert all(step.output.is_leaf and step.output.requires_grad for step in path.steps)
+
+
+def test_half_precision_latents_are_sampled_in_float32() -> None:
+    scheduler = build_scheduler("ddim", SD_ALPHAS_CUMPROD, "epsilon")
+    start = noised_start(scheduler, toy_latents(), toy_latents(), 4, 2)
+    path = unroll(lambda x, t: x.to(torch.bfloat16), scheduler, start, [0, 0], [], record=False)
+    assert path.latents.dtype == path.steps[0].output.dtype == torch.float32
+
+
+def test_noise_prediction_from_zero_snr_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--v_parameterization"):
+        build_scheduler("ddim", zero_terminal_snr(SD_ALPHAS_CUMPROD), "epsilon")
+
+
+def test_ddim_with_linspace_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--adt_spacing linspace"):
+        build_scheduler("ddim", SD_ALPHAS_CUMPROD, "epsilon", "linspace")
+
+
+def test_a_grid_that_ddim_cannot_walk_exactly_is_refused() -> None:
+    scheduler = build_scheduler("ddim", SD_ALPHAS_CUMPROD, "epsilon", "trailing")
+    check_grid(scheduler, 8)
+    with pytest.raises(ConfigError, match="--adt_steps must divide 1000"):
+        check_grid(scheduler, 7)
+
+
+def test_more_steps_than_timesteps_are_refused() -> None:
+    scheduler = build_scheduler("ddim", SD_ALPHAS_CUMPROD[:100], "epsilon")
+    with pytest.raises(ConfigError, match="--adt_steps must be at most 100"):
+        check_grid(scheduler, 101)

@@ -1,0 +1,190 @@
+"""A whole turn on the toys: what it adds, what it leaves alone, what it says."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from toys import ToyDenoiser, diffusion_backward, toy_decode, toy_latents, toy_turn
+
+from adt_plugin.config import ADTConfig, ConfigError
+from adt_plugin.turn import STAGES, AdversarialTurn, start_range
+
+
+def one_step(turn: AdversarialTurn, net: ToyDenoiser, **keywords: object):  # noqa: ANN201
+    """The host's gradient alone, the sum after the turn, and the report."""
+    net.zero_grad()
+    diffusion_backward(turn, net, toy_latents())
+    before = net.gradients().clone()
+    report = turn(net, toy_latents(), **keywords)
+    return before, net.gradients(), report
+
+
+def test_the_turn_adds_its_gradient_to_the_hosts() -> None:
+    net = ToyDenoiser()
+    before, after, report = one_step(toy_turn(), net)
+    assert (after - before).norm() > 0
+    assert all(p.grad is not None for p in net.parameters())
+    assert report.grad_norm > 0 and not report.warmup and not report.skipped
+
+
+def test_only_the_denoiser_and_the_heads_are_changed() -> None:
+    net, turn = ToyDenoiser(), toy_turn()
+    weights = [p.clone() for p in net.parameters()]
+    backbone = [p.clone() for p in turn.discriminator.backbone._network.parameters()]
+    heads = [p.clone() for p in turn.discriminator.parameters()]
+    one_step(turn, net)
+    assert all(torch.equal(a, b) for a, b in zip(weights, net.parameters(), strict=True))  # the host's optimizer steps, not the turn
+    assert all(torch.equal(a, b) for a, b in zip(backbone, turn.discriminator.backbone._network.parameters(), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(heads, turn.discriminator.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("options", [{"warmup": 3}, {"weight": 0.0}])
+def test_in_the_warmup_and_with_weight_zero_only_the_discriminator_trains(options: dict[str, float]) -> None:
+    net, turn = ToyDenoiser(), toy_turn(**options)
+    heads = [p.clone() for p in turn.discriminator.parameters()]
+    before, after, report = one_step(turn, net)
+    assert torch.equal(before, after)
+    assert report.grad_norm == 0 and report.masked == [] and report.step_grad_norms == []
+    assert not all(torch.equal(a, b) for a, b in zip(heads, turn.discriminator.parameters(), strict=True))
+
+
+def test_the_warmup_ends_after_its_turns() -> None:
+    turn, net = toy_turn(warmup=2), ToyDenoiser()
+    assert [one_step(turn, net)[2].warmup for _ in range(4)] == [True, True, False, False]
+
+
+def test_the_discriminator_learns_to_tell_noise_from_images() -> None:
+    turn, net = toy_turn(weight=0.0, disc_lr=0.01, start_min=1.0), ToyDenoiser()
+    losses = [one_step(turn, net)[2].loss_d for _ in range(60)]
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
+
+
+@pytest.mark.parametrize("balance", ["ratio", "cap"])
+def test_the_applied_gradient_is_the_weights_share_of_the_diffusion_gradient(balance: str) -> None:
+    report = one_step(toy_turn(weight=0.25, balance=balance), ToyDenoiser())[2]
+    assert report.grad_norm == pytest.approx(0.25 * report.grad_norm_diffusion, rel=1e-4)
+
+
+def test_the_watched_norm_is_that_of_the_gradient_at_the_output() -> None:
+    turn, net = toy_turn(), ToyDenoiser()
+    noise = toy_latents(seed=8)
+    prediction = net(noise, torch.tensor([1, 1]))
+    turn.watch(prediction, loss_scale=4.0)
+    (4.0 * (prediction - noise).square().mean()).backward()
+    expected = (2 * (prediction - noise) / prediction.numel()).norm().detach()
+    torch.testing.assert_close(turn.balance.diffusion.value, expected)
+
+
+def test_k_steps_of_the_path_are_replayed_and_no_more() -> None:
+    turn, net = toy_turn(grad_steps=2, start_min=1.0), ToyDenoiser()
+    net.calls = 0
+    one_step(turn, net)
+    assert net.calls == 1 + 5 + 2  # the host's own, the unroll, the replay
+
+
+def test_starts_cover_the_configured_range() -> None:
+    turn, net = toy_turn(start_min=0.4, start_max=0.8), ToyDenoiser()
+    assert {one_step(turn, net)[2].start for _ in range(40)} == {2, 3, 4}
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [(0.0, 1.0, (1, 10)), (0.0, 0.7, (1, 7)), (0.3, 0.3, (3, 3)), (1.0, 1.0, (10, 10))])
+def test_the_range_of_starts_follows_from_the_fractions(low: float, high: float, expected: tuple[int, int]) -> None:
+    assert start_range(ADTConfig(start_min=low, start_max=high)) == expected
+
+
+def test_a_range_without_a_start_names_the_flags() -> None:
+    with pytest.raises(ConfigError, match="--adt_start_min 0.12 and --adt_start_max 0.18"):
+        start_range(ADTConfig(start_min=0.12, start_max=0.18))
+
+
+def test_only_timesteps_in_the_trained_range_carry_gradient() -> None:
+    turn, net = toy_turn(grad_mask="all", start_min=1.0), ToyDenoiser()
+    turn.timestep_range = (200, 500)  # the grid is 801, 601, 401, 201, 1
+    assert one_step(turn, net)[2].masked == [2, 3]
+    turn.timestep_range = (900, 1000)
+    before, after, report = one_step(turn, net)
+    assert report.masked == [] and torch.equal(before, after)
+
+
+def test_a_turn_every_n_steps() -> None:
+    turn = toy_turn(every=3)
+    assert [step for step in range(7) if turn.due(step)] == [0, 3, 6]
+
+
+def test_the_global_generators_are_left_as_they_were_found() -> None:
+    turn, net = toy_turn(), ToyDenoiser(dropout=0.3).train()
+    diffusion_backward(turn, net, toy_latents())
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    turn(net, toy_latents())
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_two_runs_with_one_seed_are_equal_and_with_another_are_not() -> None:
+    def rows(seed: int) -> list[tuple[float, ...]]:
+        turn, net = toy_turn(seed=seed), ToyDenoiser()
+        return [(r.loss_g, r.loss_d, r.grad_norm) for r in (one_step(turn, net)[2] for _ in range(3))]
+
+    assert rows(1) == rows(1)
+    assert rows(1) != rows(2)
+
+
+def test_real_images_may_be_given() -> None:
+    real = torch.full((2, 3, 16, 16), 0.5)
+    assert one_step(toy_turn(), ToyDenoiser(), real=real)[2].real is real
+    decoded = one_step(toy_turn(), ToyDenoiser())[2].real
+    torch.testing.assert_close(decoded, toy_decode(toy_latents()))
+
+
+def test_a_gradient_that_is_not_finite_is_dropped() -> None:
+    turn, net = toy_turn(), ToyDenoiser()
+    turn.decode = lambda latents: toy_decode(latents) if latents.grad_fn is None else toy_decode(latents) * float("inf")
+    before, after, report = one_step(turn, net)
+    assert report.skipped and torch.equal(before, after)
+
+
+def test_the_unary_ablation_runs() -> None:
+    before, after, report = one_step(toy_turn(disc_type="unary"), ToyDenoiser())
+    assert (after - before).norm() > 0 and report.loss_d > 0
+
+
+def test_a_step_norm_is_reported_for_every_step_walked() -> None:
+    report = one_step(toy_turn(start_min=1.0, grad_steps=1), ToyDenoiser())[2]
+    assert len(report.step_grad_norms) == report.start == 5
+    assert report.step_grad_norms[report.masked[0]] == pytest.approx(report.grad_norm_raw)
+    assert report.step_grad_norms[0] > report.step_grad_norms[-1]  # the early steps weigh more (method.md)
+
+
+def test_stages_are_timed_on_demand() -> None:
+    assert one_step(toy_turn(), ToyDenoiser())[2].seconds == {}
+    assert set(one_step(toy_turn(profile=True), ToyDenoiser())[2].seconds) == set(STAGES)
+
+
+def test_every_report_is_made_of_plain_numbers() -> None:
+    report = one_step(toy_turn(), ToyDenoiser())[2]
+    assert all(isinstance(getattr(report, name), float) for name in ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm"))
+    assert report.loss_g == pytest.approx(-report.score_gen)
+
+
+def test_the_turn_works_in_an_accelerate_loop_with_accumulation() -> None:
+    """The documented loop: gradients of two micro-steps are divided by two, as the diffusion loss's own are."""
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    net, turn = ToyDenoiser(), toy_turn(balance="ratio")
+    net, optimizer = accelerator.prepare(net, torch.optim.SGD(net.parameters(), 0.1))
+    weights = [p.clone() for p in net.parameters()]
+    for _ in range(2):
+        with accelerator.accumulate(net):
+            prediction = net(toy_latents(seed=4), torch.tensor([300, 300]))
+            turn.watch(prediction, loss_scale=1 / accelerator.gradient_accumulation_steps)
+            accelerator.backward(nn.functional.mse_loss(prediction, toy_latents(seed=5)))
+            report = turn(net, toy_latents(), backward=accelerator.backward)
+            assert report.grad_norm == pytest.approx(0.5 * report.grad_norm_diffusion, rel=1e-4)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert not any(torch.equal(a, b) for a, b in zip(weights, net.parameters(), strict=True))

@@ -1,0 +1,224 @@
+"""The test kit itself: the plain host trains on it, and its parts are what they claim to be."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from tinyhost import models, report, run
+from tinyhost.run import TinyRun
+from tinyhost.site import sitecustomize
+from transformers import AutoImageProcessor, AutoModel, CLIPTokenizer
+
+# The plain host
+
+
+def assert_trained_lora(completed: run.CompletedRun) -> None:
+    """A LoRA was saved whose tensors are finite, and the up matrices have left their zero initialisation."""
+    tensors = completed.check().saved()
+    assert tensors
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    up = [tensor for name, tensor in tensors.items() if name.endswith("lora_up.weight")]
+    assert any(tensor.abs().max() > 0 for tensor in up)
+    assert completed.metadata()["ss_steps"] == "2"
+
+
+@pytest.mark.parametrize("launcher", ["python", "accelerate"])
+def test_the_plain_host_trains_a_lora(run_tiny: TinyRun, launcher: run.Launcher) -> None:
+    assert_trained_lora(run_tiny(launcher=launcher))
+
+
+def test_the_plain_host_trains_on_two_aspect_ratios(run_tiny: TinyRun, tiny_bucket_images: Path) -> None:
+    completed = run_tiny(*run.BUCKETS, images=tiny_bucket_images)
+    assert_trained_lora(completed)
+    resolutions = {tuple(b["resolution"]) for b in json.loads(completed.metadata()["ss_bucket_info"])["buckets"].values()}
+    assert resolutions == {(64, 64), (128, 64)}
+
+
+@pytest.mark.parametrize("script", ["train_db.py", "fine_tune.py"])
+def test_the_plain_host_trains_all_weights(run_tiny: TinyRun, script: str) -> None:
+    tensors = run_tiny(script=script).check().saved()
+    assert all(torch.isfinite(tensor.float()).all() for tensor in tensors.values())
+
+
+def test_a_host_error_is_reported_with_the_end_of_its_log(run_tiny: TinyRun) -> None:
+    completed = run_tiny("--no_such_flag")
+    assert completed.returncode == 2
+    with pytest.raises(AssertionError, match="unrecognized arguments: --no_such_flag"):
+        completed.check()
+
+
+# Finding and starting the host
+
+
+def make_host(folder: Path) -> Path:
+    (folder / "library").mkdir(parents=True)
+    (folder / "train_network.py").touch()
+    return folder
+
+
+def test_hosts_are_taken_from_the_variable_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = [make_host(tmp_path / name) for name in ("b", "a")]
+    monkeypatch.setenv("SD_SCRIPTS_DIR", os.pathsep.join(map(str, hosts)))
+    assert run.find_hosts() == hosts
+    assert run.find_host() == hosts[0]
+
+
+def test_a_wrong_folder_in_the_variable_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SD_SCRIPTS_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match="SD_SCRIPTS_DIR: .* has no train_network.py"):
+        run.find_hosts()
+
+
+def test_without_the_variable_the_usual_places_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SD_SCRIPTS_DIR", raising=False)
+    monkeypatch.setattr(run, "REPOSITORY", tmp_path / "repository")
+    monkeypatch.setattr(run.Path, "home", lambda: tmp_path / "home")
+    assert run.find_host() is None
+    at_home = make_host(tmp_path / "home" / "sd-scripts")
+    assert run.find_host() == at_home
+    beside = make_host(tmp_path / "sd-scripts")
+    assert run.find_host() == beside
+
+
+def test_a_timeout_ends_the_launched_process_too(tmp_path: Path) -> None:
+    launched = [sys.executable, "-c", "import time; time.sleep(60)"]
+    launcher = [sys.executable, "-c", f"import subprocess; subprocess.run({launched!r})"]
+    start = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.run_to_end(launcher, tmp_path, dict(os.environ), timeout=1)
+    # The launched process holds the same output pipe, so the call could not have returned while it lives.
+    assert time.monotonic() - start < 30
+
+
+# The start-up module of the host's process
+
+
+@pytest.fixture
+def fake_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An importable module `fake_host` whose only content is SIZE = 320; `sys.meta_path` is restored afterwards."""
+    (tmp_path / "fake_host.py").write_text("SIZE = 320\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    yield
+    sys.modules.pop("fake_host", None)
+
+
+class GreedyFinder:
+    """Like the plugin's finder, and as careless as one may be: it asks all other finders and doubles SIZE."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != "fake_host" or getattr(self, "searching", False):
+            return None
+        self.searching = True
+        found = (f.find_spec(name, path, target) for f in sys.meta_path if f is not self)
+        spec = next((spec for spec in found if spec is not None), None)
+        self.searching = False
+        sitecustomize.run_after(spec, lambda module: setattr(module, "SIZE", module.SIZE * 2))
+        return spec
+
+
+@pytest.mark.parametrize("plugin_first", [True, False])
+def test_the_import_hook_works_together_with_another_one(fake_module: None, plugin_first: bool) -> None:
+    kit = sitecustomize.AfterImport({"fake_host": lambda module: setattr(module, "kit", True)})
+    plugin = GreedyFinder()
+    sys.meta_path[:0] = [plugin, kit] if plugin_first else [kit, plugin]
+    fake_host = importlib.import_module("fake_host")
+    assert fake_host.kit
+    assert fake_host.SIZE == 640
+
+
+def test_the_import_hook_leaves_a_missing_module_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    kit = sitecustomize.AfterImport({"no_such_module": lambda module: None})
+    monkeypatch.setattr(sys, "meta_path", [kit, *sys.meta_path])
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("no_such_module")
+
+
+def test_starting_python_with_the_kit_is_silent_and_imports_no_torch() -> None:
+    command = [sys.executable, "-W", "error", "-c", "import sys; print('torch' in sys.modules, 'sitecustomize' in sys.modules)"]
+    env = {name: value for name, value in os.environ.items() if name != "TINYHOST_FAMILY"} | {"PYTHONPATH": str(run.SITE)}
+    completed = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert (completed.stdout, completed.stderr) == ("False True\n", "")
+
+
+def test_torchvision_is_left_alone_where_it_works() -> None:
+    extension = SimpleNamespace(_has_ops=lambda: True)
+    sitecustomize.declare_operators(extension)
+    assert vars(extension).keys() == {"_has_ops"}
+
+
+# Models, tokenizer, images
+
+
+def test_the_tiny_checkpoint_follows_from_its_seed(tiny_sd: models.HostModel, tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    again = models.write_tiny_model("sd", tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (again.checkpoint / weights).read_bytes() == (tiny_sd.checkpoint / weights).read_bytes()
+
+
+def test_the_tokenizer_spells_any_text(tmp_path: Path) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(models.write_clip_tokenizer(tmp_path))
+    ids = tokenizer("a red square, 正方形").input_ids
+    assert (ids[0], ids[-1]) == (512, 513)
+    assert len(ids) == 2 + len(b"aredsquare,") + len("正方形".encode())
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "a red square , 正方形"
+
+
+@pytest.mark.parametrize(("fixture", "tokens"), [("tiny_dino", 1 + 16), ("tiny_dino_registers", 1 + 4 + 16)])
+def test_the_tiny_backbones_load_with_their_preprocessor(request: pytest.FixtureRequest, fixture: str, tokens: int) -> None:
+    folder = request.getfixturevalue(fixture)
+    output = AutoModel.from_pretrained(folder)(torch.zeros(2, 3, 56, 56), output_hidden_states=True)
+    assert [tuple(hidden.shape) for hidden in output.hidden_states] == [(2, tokens, 32)] * 5
+    processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    assert (processor.image_mean, processor.image_std) == (models.IMAGENET_MEAN, models.IMAGENET_STD)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_the_images_have_captions_and_the_sizes_asked_for(tiny_bucket_images: Path) -> None:
+    pngs = sorted(tiny_bucket_images.glob("4_shapes/*.png"))
+    assert [image_size(png) for png in pngs] == [(64, 64), (128, 64), (64, 64), (128, 64)]
+    assert [png.with_suffix(".txt").read_text() for png in pngs] == list(models.CAPTIONS)
+    assert set(json.loads((tiny_bucket_images / "meta.json").read_text())) == {str(png) for png in pngs}
+
+
+# The closing words
+
+
+def host_report(category: str, reason: str = "") -> SimpleNamespace:
+    longrepr = ("test_x.py", 1, f"Skipped: {reason}") if category == "skipped" else None
+    return SimpleNamespace(keywords={"host": 1}, longrepr=longrepr)
+
+
+def test_the_summary_counts_host_tests_and_gives_reasons() -> None:
+    stats = {
+        "passed": [host_report("passed"), host_report("passed"), SimpleNamespace(keywords={})],
+        "failed": [host_report("failed")],
+        "skipped": [host_report("skipped", run.NO_HOST), host_report("skipped", run.NO_HOST), host_report("skipped", "other")],
+    }
+    assert report.host_summary(stats) == [
+        "3 host tests ran: 2 passed, 1 failed",
+        "2 host tests skipped: no sd-scripts work tree found; set SD_SCRIPTS_DIR",
+        "1 host test skipped: other",
+    ]
+
+
+def test_the_summary_is_silent_without_host_tests() -> None:
+    assert report.host_summary({"passed": [SimpleNamespace(keywords={})]}) == []

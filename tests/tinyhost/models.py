@@ -1,0 +1,216 @@
+"""Random models, tokenizers and images for the tests: nothing is downloaded, everything follows from a seed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, PreTrainedModel
+
+CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
+CLIP_BYTE_VOCAB_SIZE = 2 * 256 + 2
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+CAPTIONS = ("a red square", "a green disc", "a blue square", "a yellow disc")
+COLOURS = ("red", "green", "blue", "yellow")
+
+SD15_GIGABYTES = 2.2
+
+
+@dataclass(frozen=True)
+class HostModel:
+    """What a script of the host needs to load one model.
+
+    `family` is the family whose sizes the host is shrunk to; None leaves the host at its true sizes.
+    """
+
+    checkpoint: Path
+    tokenizers: Path
+    network_module: str
+    family: str | None = None
+    arguments: tuple[str, ...] = ()
+
+
+def write_tiny_model(family: str, folder: Path) -> HostModel:
+    """Write the random tiny model of one family (a module of `tinyhost.families`) into `folder`."""
+    module = importlib.import_module(f"tinyhost.families.{family}")
+    tokenizers = folder / "tokenizers"
+    module.write_tokenizers(tokenizers)
+    checkpoint = module.write(folder / family)
+    return HostModel(checkpoint, tokenizers, module.NETWORK_MODULE, family, module.ARGUMENTS)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run the block from `seed`; torch's default generators go on afterwards as if it had not run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+# Tokenizer
+
+
+def byte_characters() -> list[str]:
+    """The 256 printable characters that stand for the 256 bytes in a byte-level BPE vocabulary, in CLIP's order."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+
+
+def write_clip_tokenizer(folder: Path) -> Path:
+    """A CLIP tokenizer without merges: one token per byte, then the two special tokens (514 in all)."""
+    from transformers import CLIPTokenizer
+
+    characters = byte_characters()
+    tokens = [*characters, *(character + "</w>" for character in characters), CLIP_START, CLIP_END]
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    vocab.write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
+    merges.write_text("#version: 0.2\n", encoding="utf-8")
+    CLIPTokenizer(str(vocab), str(merges), pad_token=CLIP_END, model_max_length=77).save_pretrained(folder)
+    return folder
+
+
+# Diffusion models
+
+
+def clip_text_model(vocab_size: int = CLIP_BYTE_VOCAB_SIZE, **config: Any) -> CLIPTextModel:
+    """A random CLIP text encoder; its special tokens are the last two ids of the byte vocabulary."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    start, end = CLIP_BYTE_VOCAB_SIZE - 2, CLIP_BYTE_VOCAB_SIZE - 1
+    hidden_size = config["hidden_size"]
+    config = {"intermediate_size": 4 * hidden_size, "projection_dim": hidden_size} | config
+    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    return CLIPTextModel(CLIPTextConfig(vocab_size=vocab_size, **ids, **config))
+
+
+def autoencoder(block_out_channels: tuple[int, ...], layers_per_block: int) -> AutoencoderKL:
+    """A random image autoencoder, 8 pixels to one latent as in Stable Diffusion."""
+    from diffusers import AutoencoderKL
+
+    blocks = len(block_out_channels)
+    return AutoencoderKL(
+        block_out_channels=block_out_channels,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        latent_channels=4,
+        layers_per_block=layers_per_block,
+        sample_size=512,
+    )
+
+
+def save_stable_diffusion(folder: Path, unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel) -> Path:
+    """Save the three parts as a diffusers folder with a tokenizer and the scheduler of Stable Diffusion."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(write_clip_tokenizer(folder / "tokenizer"))
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def true_size_sd15(folder: Path) -> HostModel:
+    """Write a random model with the sizes of Stable Diffusion 1.5, in fp16 (2.1 GB), for measurements of time and memory."""
+    from diffusers import UNet2DConditionModel
+
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < SD15_GIGABYTES:
+        raise OSError(f"a random SD 1.5 takes {SD15_GIGABYTES} GB, but {folder} has {free:.1f} GB free")
+    with seeded(0):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).half()
+        vae = autoencoder(block_out_channels=(128, 256, 512, 512), layers_per_block=2).half()
+        text_encoder = clip_text_model(49408, hidden_size=768, num_hidden_layers=12, num_attention_heads=12).half()
+    checkpoint = save_stable_diffusion(folder / "sd15", unet, vae, text_encoder)
+    tokenizers = folder / "tokenizers"
+    write_clip_tokenizer(tokenizers / "openai_clip-vit-large-patch14")
+    return HostModel(checkpoint, tokenizers, "networks.lora")
+
+
+# Frozen backbones of the discriminator
+
+
+def write_dinov2(folder: Path, registers: int = 0) -> Path:
+    """A random DINOv2 (4 layers, width 32, patch 14, 56x56 pixels), with register tokens if asked for, and its preprocessor."""
+    import transformers
+
+    config = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 14, "image_size": 56}
+    with seeded(0):
+        if registers:
+            config_with_registers = transformers.Dinov2WithRegistersConfig(num_register_tokens=registers, **config)
+            model: PreTrainedModel = transformers.Dinov2WithRegistersModel(config_with_registers)
+        else:
+            model = transformers.Dinov2Model(transformers.Dinov2Config(**config))
+    model.save_pretrained(folder)
+    write_preprocessor(folder, size=56)
+    return folder
+
+
+def write_preprocessor(folder: Path, size: int) -> None:
+    """The preprocessor file that DINOv2 is published with, for `size` pixels."""
+    from transformers import BitImageProcessor
+
+    BitImageProcessor(
+        size={"shortest_edge": size * 256 // 224},
+        crop_size={"height": size, "width": size},
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+    ).save_pretrained(folder)
+
+
+# Images
+
+
+def write_images(folder: Path, sizes: Sequence[tuple[int, int]] = ((64, 64),), count: int = 4, repeats: int = 4) -> Path:
+    """A training folder: `count` PNG images with captions, of the given (width, height) in turn.
+
+    The images lie in `<folder>/<repeats>_shapes`, the host's DreamBooth layout; `<folder>/meta.json` is for fine_tune.py.
+    """
+    subset = folder / f"{repeats}_shapes"
+    subset.mkdir(parents=True, exist_ok=True)
+    metadata = {}
+    for i in range(count):
+        size, caption = sizes[i % len(sizes)], CAPTIONS[i % len(CAPTIONS)]
+        path = subset / f"{i}.png"
+        draw_shape(size, COLOURS[i % len(COLOURS)], disc="disc" in caption, seed=i).save(path)
+        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+        metadata[str(path)] = {"caption": caption, "train_resolution": list(size)}
+    (folder / "meta.json").write_text(json.dumps(metadata), encoding="utf-8")
+    return folder
+
+
+def draw_shape(size: tuple[int, int], colour: str, disc: bool, seed: int) -> Image.Image:
+    """One coloured shape in the middle of grey noise."""
+    width, height = size
+    noise = np.random.default_rng(seed).integers(96, 160, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    draw = ImageDraw.Draw(image)
+    box = (width // 4, height // 4, width * 3 // 4, height * 3 // 4)
+    if disc:
+        draw.ellipse(box, fill=colour)
+    else:
+        draw.rectangle(box, fill=colour)
+    return image

@@ -1,0 +1,202 @@
+"""Run a real training script of the host in a process of its own, on a tiny model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from tinyhost.models import HostModel
+
+Launcher = Literal["python", "accelerate", "module"]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SITE = Path(__file__).resolve().parent / "site"
+SCRIPT = "train_network.py"
+NO_HOST = "no sd-scripts work tree found; set SD_SCRIPTS_DIR"
+OUTPUT_NAME = "tiny"
+LOG_TAIL = 60
+# Buckets of 64x64, 128x64 and 64x128 pixels; the host refuses steps that are no multiple of 64.
+BUCKETS = ("--resolution", "128,64", "--enable_bucket", "--min_bucket_reso", "64", "--max_bucket_reso", "128")
+
+
+# Finding the host
+
+
+def find_host() -> Path | None:
+    """The host's work tree: `SD_SCRIPTS_DIR`, else `sd-scripts` beside this repository, else `~/sd-scripts`."""
+    hosts = find_hosts()
+    return hosts[0] if hosts else None
+
+
+def find_hosts() -> list[Path]:
+    """All work trees to test against: `SD_SCRIPTS_DIR` may name several, separated as in `PATH`.
+
+    Raises ValueError if it names a folder that is no work tree of the host.
+    """
+    named = [Path(name).expanduser().resolve() for name in os.environ.get("SD_SCRIPTS_DIR", "").split(os.pathsep) if name]
+    for folder in named:
+        if not is_host(folder):
+            raise ValueError(f"SD_SCRIPTS_DIR: {folder} has no {SCRIPT}")
+    if named:
+        return named
+    usual = (REPOSITORY.parent / "sd-scripts", Path.home() / "sd-scripts")
+    return [folder for folder in usual if is_host(folder)][:1]
+
+
+def is_host(folder: Path) -> bool:
+    """True if `folder` is a work tree of sd-scripts."""
+    return (folder / SCRIPT).is_file() and (folder / "library").is_dir()
+
+
+# Running it
+
+
+@dataclass(frozen=True)
+class CompletedRun:
+    """A finished run of the host, whatever its exit status."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    output_dir: Path
+
+    @property
+    def log(self) -> str:
+        """Everything that was printed: the host's loggers write to one stream, the progress bar to the other."""
+        return self.stdout + self.stderr
+
+    def check(self) -> CompletedRun:
+        """This run, if it ended with status 0; else AssertionError with the end of its log."""
+        if self.returncode != 0:
+            tail = "\n".join(line.rstrip() for line in self.log.splitlines()[-LOG_TAIL:])
+            raise AssertionError(f"the host ended with status {self.returncode}:\n{tail}")
+        return self
+
+    def saved(self, name: str = f"{OUTPUT_NAME}.safetensors") -> dict[str, torch.Tensor]:
+        """The tensors of a saved file, by default of the final one."""
+        from safetensors.torch import load_file
+
+        return load_file(self.output_dir / name)
+
+    def metadata(self, name: str = f"{OUTPUT_NAME}.safetensors") -> dict[str, str]:
+        """The metadata in the head of a saved file, by default of the final one."""
+        from safetensors import safe_open
+
+        with safe_open(self.output_dir / name, framework="pt") as file:
+            return file.metadata() or {}
+
+
+class TinyRun(Protocol):
+    """`run_host` with the fixtures filled in; keywords of `run_host` take their place."""
+
+    def __call__(self, *args: str | Path, script: str = SCRIPT, **keywords: object) -> CompletedRun: ...
+
+
+def run_host(
+    script: str,
+    *args: str | Path,
+    host_dir: Path,
+    model: HostModel,
+    images: Path,
+    output_dir: Path,
+    launcher: Launcher = "python",
+    env: Mapping[str, str] | None = None,
+    cpu: bool = True,
+    timeout: float = 300,
+) -> CompletedRun:
+    """Run `script` of the host at `host_dir`; `args` come after the kit's defaults, and argparse lets the last one win.
+
+    `env` is laid over the environment. With `cpu=False` the host takes a GPU if there is one.
+    Raises `subprocess.TimeoutExpired` (with what was printed so far) after ending all processes of the run.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    command = [*launch_command(launcher, cpu), script, *host_arguments(script, model, images, output_dir), *map(str, args)]
+    variables = host_environment(model.family, output_dir, cpu) | dict(env or {})
+    returncode, stdout, stderr = run_to_end(command, host_dir, variables, timeout)
+    return CompletedRun(returncode, stdout, stderr, output_dir)
+
+
+def launch_command(launcher: Launcher, cpu: bool = True) -> list[str]:
+    """What stands before the script's name."""
+    if launcher == "python":
+        return [sys.executable]
+    if launcher == "module":
+        return [sys.executable, "-m", "adt_plugin"]
+    flags = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [sys.executable, "-m", "accelerate.commands.launch", *flags, *(["--cpu"] if cpu else [])]
+
+
+def host_arguments(script: str, model: HostModel, images: Path, output_dir: Path) -> list[str]:
+    """Two steps at 64x64 with a fixed seed; a LoRA of rank 4 for the scripts that train one."""
+    arguments = {
+        "--pretrained_model_name_or_path": model.checkpoint,
+        "--tokenizer_cache_dir": model.tokenizers,
+        "--train_data_dir": images,
+        "--caption_extension": ".txt",
+        "--resolution": "64,64",
+        "--output_dir": output_dir,
+        "--output_name": OUTPUT_NAME,
+        "--save_model_as": "safetensors",
+        "--max_data_loader_n_workers": 0,
+        "--max_train_steps": 2,
+        "--learning_rate": "1e-3",
+        "--seed": 1,
+    }
+    if script.endswith("train_network.py"):
+        arguments |= {"--network_module": model.network_module, "--network_dim": 4}
+    if script.endswith("fine_tune.py"):
+        arguments["--in_json"] = images / "meta.json"
+    flat = [str(part) for item in arguments.items() for part in item]
+    if script.endswith("fine_tune.py"):
+        flat.append("--cache_latents")  # without it the script reads a latents strategy that it has not set
+    return [*flat, *model.arguments]
+
+
+def host_environment(family: str | None, output_dir: Path, cpu: bool = True) -> dict[str, str]:
+    """The environment of the host's process: offline, one thread, its own cache, and this kit's start-up module."""
+    paths = [str(SITE), os.environ.get("PYTHONPATH", "")]
+    variables = {
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(output_dir / "hf_home"),  # nor the user's accelerate configuration
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONIOENCODING": "utf-8",
+        "COLUMNS": "200",  # the host's logger wraps its lines at this width
+    }
+    if cpu:
+        variables["ACCELERATE_USE_CPU"] = "true"
+    inherited = {name: value for name, value in os.environ.items() if name != "TINYHOST_FAMILY"}
+    return inherited | variables | ({"TINYHOST_FAMILY": family} if family else {})
+
+
+def run_to_end(command: list[str], cwd: Path, env: dict[str, str], timeout: float) -> tuple[int, str, str]:
+    """(returncode, stdout, stderr) of `command`; on a timeout its whole process group ends, not only the launcher."""
+    process = subprocess.Popen(
+        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        encoding="utf-8", errors="replace", start_new_session=True,
+    )  # fmt: skip
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except BaseException:
+        end_group(process)
+        raise
+    return process.returncode, stdout, stderr
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """End a process that leads its own group, and everything it has started."""
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.communicate()

@@ -1,0 +1,115 @@
+"""With this folder on PYTHONPATH, the host's *unmodified* command trains a tiny model.
+
+Python imports `sitecustomize` by itself when it starts, so `python train_network.py ...` and `accelerate launch
+train_network.py ...` need no wrapper script: nothing stands between the test and the real entry point.
+
+Two things happen, each right after the module concerned has been executed, and nothing before that:
+
+* `torchvision.extension`: where torchvision's C extension does not load (a CPU build of torch has no matching build of
+  torchvision on PyPI), the two operators that the package registers at import are declared. They never run.
+* `library.*`: if `TINYHOST_FAMILY` names a family, the host's size constants are shrunk by that family's `AFTER_IMPORT`.
+
+Only the standard library is imported here, and torch only once torchvision has imported it anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+Action = Callable[[ModuleType], None]
+
+FAMILIES = Path(__file__).resolve().parents[1] / "families"
+OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+
+class AfterImport:
+    """A meta-path finder that runs an action right after a named module has been executed.
+
+    It takes the spec from the finders behind it and wraps `exec_module` of that spec's loader. Another finder that does
+    the same (the plugin's) may stand before or behind it, and may ask every other finder: a search that is already under
+    way is not entered again.
+    """
+
+    def __init__(self, actions: Mapping[str, Action]) -> None:
+        self.actions = dict(actions)
+        self._searching: set[str] = set()
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name not in self.actions or name in self._searching:
+            return None
+        self._searching.add(name)
+        try:
+            spec = self._find_behind(name, path, target)
+        finally:
+            self._searching.discard(name)
+        if spec is not None:
+            run_after(spec, self.actions[name])
+        return spec
+
+    def _find_behind(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
+        finders = list(sys.meta_path)
+        for finder in finders[finders.index(self) + 1 :]:
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                return spec
+        return None
+
+
+def run_after(spec: ModuleSpec, action: Action) -> None:
+    """Make `spec`'s loader call `action(module)` once the module's own code has run."""
+    execute = spec.loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        execute(module)
+        action(module)
+
+    spec.loader.exec_module = exec_module
+
+
+def declare_operators(extension: ModuleType) -> None:
+    """Declare torchvision's operators if its C extension is missing; do nothing where it works."""
+    if extension._has_ops():
+        return
+    import torch
+
+    if hasattr(torch.ops.torchvision, "nms"):
+        return
+    # Kept on the module: the operators disappear with the Library object.
+    extension._tinyhost_library = torch.library.Library("torchvision", "DEF")
+    for operator in OPERATORS:
+        extension._tinyhost_library.define(operator)
+
+
+def family_actions(name: str) -> dict[str, Action]:
+    """`AFTER_IMPORT` of families/<name>.py, loaded by path so that no package of this kit enters `sys.path`."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location(f"_tinyhost_family_{name}", FAMILIES / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.AFTER_IMPORT
+
+
+def install(family: str | None = None) -> AfterImport:
+    """Put one finder at the head of `sys.meta_path`. Idempotent: a second call returns the first finder."""
+    for finder in sys.meta_path:
+        if type(finder).__name__ == AfterImport.__name__:
+            return finder
+    actions: dict[str, Action] = {"torchvision.extension": declare_operators}
+    if family:
+        actions |= family_actions(family)
+    finder = AfterImport(actions)
+    sys.meta_path.insert(0, finder)
+    return finder
+
+
+if __name__ == "sitecustomize":
+    install(os.environ.get("TINYHOST_FAMILY"))
