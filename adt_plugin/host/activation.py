@@ -1,23 +1,29 @@
-"""Waiting for the host: a meta-path finder that hooks in as soon as sd-scripts' own modules are imported.
+"""Waiting for the host: a meta-path finder that hooks in as soon as sd-scripts' own modules have been executed.
 
-Installed by the `.pth` file at every start of Python, by `python -m adt_plugin`, or by `adt_plugin.register()`. Standard
-library only, and none of it that a bare interpreter has not loaded already.
+Three ways lead here: the hook in the `.pth` file beside this module, which asks for nothing until one of the watched
+modules is imported; `python -m adt_plugin`; and `adt_plugin.register()`. Standard library only.
 """
+
+from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 WATCHED = ("library.args", "library.train_util")
-"""The host's modules that define the training arguments: v0.11, and everything before."""
+"""The host's modules that define the training arguments: v0.11, and everything before. The `.pth` file names them too."""
 
 
 class HostFinder:
     """Finds nothing itself: it lets the other finders find a watched module and acts once that has been executed."""
 
-    def __init__(self):  # noqa: ANN204
-        self.searching = set()
+    def __init__(self) -> None:
+        self.searching: set[str] = set()
 
-    def find_spec(self, fullname, path=None, target=None):  # noqa: ANN001, ANN201
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """The spec of a watched module, its loader followed by `hook_in`; None for every other name."""
         if fullname not in WATCHED or fullname in self.searching:
             return None
@@ -32,18 +38,18 @@ class HostFinder:
         return spec
 
 
-def follow_execution(loader):  # noqa: ANN001, ANN201
+def follow_execution(loader: Any) -> None:
     """Run `hook_in` after this loader instance has executed its module."""
     execute = loader.exec_module
 
-    def exec_module(module):  # noqa: ANN001, ANN202
+    def exec_module(module: ModuleType) -> None:
         execute(module)
         hook_in()
 
     loader.exec_module = exec_module
 
 
-def hook_in():  # noqa: ANN201
+def hook_in() -> None:
     """Patch the entry points of the host's loaded modules; a failure is said and leaves the host as it is."""
     try:
         from adt_plugin.host import entry
@@ -53,11 +59,14 @@ def hook_in():  # noqa: ANN201
         print(f"adt_plugin could not hook into sd-scripts, so --adt is not available: {error}", file=sys.stderr)
 
 
-def install():  # noqa: ANN201
+def install() -> HostFinder:
     """Watch for the host's modules, and hook into those that are loaded already. Idempotent."""
-    if os.environ.get("ADT_PLUGIN_DISABLE") == "1":
-        return
-    if not any(isinstance(finder, HostFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, HostFinder())
+    finder = next((finder for finder in sys.meta_path if isinstance(finder, HostFinder)), None)
+    if finder is None:
+        finder = HostFinder()
+        if os.environ.get("ADT_PLUGIN_DISABLE") == "1":
+            return finder
+        sys.meta_path.insert(0, finder)
     if any(name in sys.modules for name in WATCHED):
         hook_in()
+    return finder

@@ -1,0 +1,143 @@
+"""The start-up hook: three ways in, next to no cost, and no way to hurt a Python that does not want it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from fakehost import LAYOUTS, SCRIPT, write_fake_host
+from fakehost import run_python as python
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PTH = REPOSITORY / "adt_plugin" / "host" / "adt_plugin.pth"
+NEW_MODULES = "import sys; print(*sorted(name for name in sys.modules if name.startswith('adt_plugin')))"
+
+
+@pytest.fixture(params=LAYOUTS)
+def fake_host(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return write_fake_host(tmp_path / "host", LAYOUTS[request.param])
+
+
+# (a) the .pth file
+
+
+def test_an_installed_plugin_adds_its_options_to_the_hosts_help(fake_host: Path) -> None:
+    out = python("train_network.py", "--help", cwd=fake_host)
+    assert out.returncode == 0 and "--adt_grad_steps" in out.stdout and "--learning_rate" in out.stdout
+
+
+def test_without_adt_the_host_goes_its_way(fake_host: Path) -> None:
+    out = python("train_network.py", "--learning_rate", "0.5", cwd=fake_host)
+    assert (out.returncode, out.stdout, out.stderr) == (0, "verified by the host\nmodel loaded\n", "")
+
+
+def test_it_works_from_anywhere_with_an_absolute_path_as_a_gui_calls_it(fake_host: Path, tmp_path: Path) -> None:
+    assert "--adt_steps" in python(fake_host / "train_network.py", "--help", cwd=tmp_path).stdout
+
+
+def test_the_switch_off_removes_every_trace(fake_host: Path) -> None:
+    off = {"ADT_PLUGIN_DISABLE": "1"}
+    assert "--adt" not in python("train_network.py", "--help", cwd=fake_host, env=off).stdout
+    assert python("-c", NEW_MODULES, cwd=fake_host, env=off).stdout == "\n"
+
+
+def test_a_bare_start_imports_nothing() -> None:
+    names = {}
+    for off in ("0", "1"):
+        out = python("-c", "import sys; print(*sys.modules)", cwd=REPOSITORY.parent, env={"ADT_PLUGIN_DISABLE": off})
+        names[off] = set(out.stdout.split())
+    assert names["0"] == names["1"]
+    hooks = "import sys; print(sum(type(finder).__name__ == 'AdtPluginHook' for finder in sys.meta_path))"
+    assert [python("-c", hooks, cwd=REPOSITORY.parent, env={"ADT_PLUGIN_DISABLE": off}).stdout for off in ("0", "1")] == ["1\n", "0\n"]
+
+
+def test_the_start_costs_less_than_two_milliseconds() -> None:
+    """The time that `site` spends on the file's line, in a fresh interpreter."""
+    line = next(line for line in PTH.read_text().splitlines() if line.startswith("import"))
+    code = f"import time; began = time.perf_counter(); exec({line!r}); print(time.perf_counter() - began)"
+    assert min(float(python("-I", "-S", "-c", code, cwd=REPOSITORY).stdout) for _ in range(3)) < 0.002
+
+
+def broken_plugin(folder: Path) -> None:
+    (folder / "adt_plugin").mkdir()
+    (folder / "adt_plugin" / "__init__.py").write_text("raise RuntimeError('broken')")
+
+
+@pytest.mark.parametrize("damage", [lambda folder: None, broken_plugin], ids=["package gone", "package broken"])
+def test_a_damaged_installation_leaves_python_and_the_host_running(tmp_path: Path, damage) -> None:  # noqa: ANN001
+    """The `.pth` file alone in a site folder, as after half an uninstallation."""
+    (tmp_path / PTH.name).write_text(PTH.read_text())
+    damage(tmp_path)
+    host = write_fake_host(tmp_path / "host", LAYOUTS["v0.11"])
+    start = f"import site, sys; sys.path[:0] = [{str(host)!r}, {str(tmp_path)!r}]; site.addsitedir({str(tmp_path)!r}); sys.argv = ['x']; "
+    bare = python("-I", "-S", "-c", start + "print('started')", cwd=tmp_path)
+    assert (bare.returncode, bare.stdout, bare.stderr) == (0, "started\n", "")
+    run = python("-I", "-S", "-c", start + "import runpy; runpy.run_path('host/train_network.py')", cwd=tmp_path)
+    assert (run.returncode, run.stdout) == (0, "verified by the host\nmodel loaded\n")
+    assert run.stderr.startswith("adt_plugin could not be loaded, so --adt is not available:") and run.stderr.count("\n") == 1
+
+
+def test_wheel_and_editable_install_both_carry_the_start_up_file(tmp_path: Path) -> None:
+    build = f"import hatchling.build as b; b.build_wheel({str(tmp_path / 'wheel')!r}); b.build_editable({str(tmp_path / 'editable')!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=REPOSITORY, check=True, capture_output=True)
+    for kind in ("wheel", "editable"):
+        with zipfile.ZipFile(next((tmp_path / kind).glob("*.whl"))) as archive:
+            assert archive.read("adt_plugin.pth").decode() == PTH.read_text()
+
+
+# (b) the launcher
+
+
+def test_the_launcher_hooks_in_where_pth_files_are_ignored(fake_host: Path) -> None:
+    """`-S` skips all `.pth` files; the packages come by path."""
+    launch = f"import sys; sys.path[:0] = {[str(REPOSITORY), *sys.path]!r}; import runpy; sys.argv = ['adt_plugin', 'train_network.py', '--help']; runpy.run_module('adt_plugin', run_name='__main__')"
+    out = python("-S", "-c", launch, cwd=fake_host)
+    assert out.returncode == 0 and "--adt_steps" in out.stdout
+
+
+def test_the_launcher_names_a_script_that_is_not_there(tmp_path: Path) -> None:
+    out = python("-m", "adt_plugin", "no_such.py", cwd=tmp_path)
+    assert out.returncode == 1 and "no_such.py is neither a command nor a file" in out.stderr
+
+
+def test_the_launcher_shows_its_usage(tmp_path: Path) -> None:
+    assert python("-m", "adt_plugin", cwd=tmp_path).stdout.startswith("usage: python -m adt_plugin")
+
+
+# (c) the explicit line
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the host's imports", "after them"])
+def test_a_fork_registers_with_one_line(tmp_path: Path, before: bool) -> None:
+    line = "import adt_plugin; adt_plugin.register()\n"
+    no_hook = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != 'AdtPluginHook']\n"
+    script = no_hook + (line + SCRIPT if before else SCRIPT.replace("import adt_user\n", line))
+    host = write_fake_host(tmp_path / "host", LAYOUTS["v0.11"], script)
+    assert "--adt_steps" in python("train_network.py", "--help", cwd=host).stdout
+
+
+# What goes wrong
+
+
+def test_a_library_that_is_not_the_host_is_left_alone_with_a_word(tmp_path: Path) -> None:
+    host = write_fake_host(tmp_path / "host", {"train_util.py": "x = 1\n"}, "import library.train_util as t; print(t.x)")
+    out = python("train_network.py", cwd=host)
+    assert (out.returncode, out.stdout) == (0, "1\n")
+    assert "--adt is not available: the seam add_training_arguments" in out.stderr
+
+
+def test_a_changed_signature_is_named_with_file_expectation_and_finding(tmp_path: Path) -> None:
+    changed = LAYOUTS["v0.10"]["train_util.py"].replace("(parser, support", "(argument_parser, support").replace("parser.add", "argument_parser.add")
+    out = python("train_network.py", "--adt", cwd=write_fake_host(tmp_path / "host", {"train_util.py": changed}))
+    assert out.returncode == 2 and "unrecognized arguments: --adt" in out.stderr
+    assert "train_util.py has changed: expected first parameters (parser), found (argument_parser, support_dreambooth)" in out.stderr
+
+
+def test_an_unknown_key_stops_before_anything_is_loaded_even_without_the_switch(tmp_path: Path) -> None:
+    script = SCRIPT.replace("parse_args()", "parse_args(namespace=argparse.Namespace(adt_step=3))")
+    out = python("train_network.py", cwd=write_fake_host(tmp_path / "host", LAYOUTS["v0.10"], script))
+    assert out.returncode == 1 and "model loaded" not in out.stdout
+    assert out.stderr.strip() == "adt_plugin: unknown option adt_step: did you mean adt_steps?"

@@ -1,0 +1,131 @@
+"""Every combination that cannot work is refused in one sentence with the flag and the way out."""
+
+from __future__ import annotations
+
+import argparse
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from adt_plugin.config import ADTConfig, ConfigError
+from adt_plugin.host import checks
+from adt_plugin.host.decoding import LatentDecoder, resolve_dtype
+from adt_plugin.host.families import SD
+from adt_plugin.host.session import DenoiserCall
+
+
+def host_args(**changes: object) -> argparse.Namespace:
+    defaults = {
+        "output_dir": "out",
+        "v_parameterization": False,
+        "zero_terminal_snr": False,
+        "max_train_steps": 1600,
+        "max_train_epochs": None,
+        "gradient_accumulation_steps": 1,
+    }
+    return argparse.Namespace(**defaults | changes)
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, config: ADTConfig, script: str = "train_network.py", **changes: object) -> str:
+    monkeypatch.setattr("sys.argv", [f"/somewhere/sd-scripts/{script}"])
+    with pytest.raises(ConfigError) as caught:
+        checks.check_host_options(host_args(**changes), config)
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith(".")
+    return message
+
+
+def test_a_sound_run_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train_network.py"])
+    assert checks.check_host_options(host_args(), ADTConfig()) is SD
+
+
+@pytest.mark.parametrize("name", checks.REFUSED)
+def test_a_host_option_that_cannot_be_combined(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert refused(monkeypatch, ADTConfig(), **{name: True}).startswith(f"--{name} cannot be combined with --adt, because it ")
+
+
+def test_a_trainer_that_is_not_served_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refused(monkeypatch, ADTConfig(), "sdxl_train_network.py")
+    assert message == "--adt does not work with sdxl_train_network.py yet, only with train_network.py: remove --adt to train with it."
+
+
+def test_no_place_for_rows_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--output_dir" in refused(monkeypatch, ADTConfig(), output_dir=None)
+
+
+def test_zero_terminal_snr_without_v_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--v_parameterization" in refused(monkeypatch, ADTConfig(), zero_terminal_snr=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"steps": 7, "spacing": "trailing"}, "--adt_steps must divide"),
+        ({"spacing": "linspace"}, "--adt_spacing"),
+        ({"start_min": 0.12, "start_max": 0.18}, "--adt_start_min"),
+    ],
+)
+def test_a_grid_that_cannot_be_walked(monkeypatch: pytest.MonkeyPatch, options: dict[str, object], flag: str) -> None:
+    assert flag in refused(monkeypatch, ADTConfig(**options))
+
+
+def test_a_warmup_that_outlasts_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refused(monkeypatch, ADTConfig(warmup=100, every=2), max_train_steps=200)
+    assert message.startswith("--adt_warmup 100 leaves nothing of the 100 turns")
+
+
+@pytest.mark.parametrize("changes", [{"max_train_epochs": 3}, {"gradient_accumulation_steps": 2}])
+def test_a_warmup_within_the_run_passes(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]) -> None:
+    monkeypatch.setattr("sys.argv", ["train_network.py"])
+    checks.check_host_options(host_args(max_train_steps=100, **changes), ADTConfig(warmup=100))
+
+
+# The parts of a session that need no host
+
+
+def test_a_captured_call_is_repeated_with_other_latents_and_without_the_old_graph() -> None:
+    weight = nn.Parameter(torch.ones(()))
+    module = nn.Module()
+    module.forward = lambda x, t, context, scale=None: SimpleNamespace(sample=x * weight + t.view(-1, 1) + context + scale)  # type: ignore[method-assign]
+    context = torch.full((1, 2), 3.0, requires_grad=True)
+    call = DenoiserCall.captured(module, (torch.zeros(1, 2), torch.zeros(1), context), {"scale": 5}, SD, torch.enable_grad)
+    output = call(torch.full((1, 2), 7.0), torch.full((1,), 2.0))
+    torch.testing.assert_close(output, torch.full((1, 2), 7.0 + 2 + 3 + 5))
+    output.sum().backward()
+    assert weight.grad is not None and context.grad is None
+
+
+def test_a_call_without_checkpointing_restores_every_modules_mode() -> None:
+    module = nn.Sequential(nn.Identity(), nn.Identity()).train()
+    module[1].eval()
+    seen = []
+    module[0].register_forward_pre_hook(lambda m, args: seen.append(m.training))
+    call = DenoiserCall(module, (torch.zeros(1, 2), None), {}, lambda output: output, torch.no_grad)
+    call.module.forward = lambda x, t: module[0](x)  # type: ignore[method-assign]
+    call.without_checkpointing(torch.zeros(1, 2), torch.zeros(1))
+    assert seen == [False]
+    assert (module.training, module[0].training, module[1].training) == (True, True, False)
+
+
+class TinyVae(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.post_quant_conv = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1), nn.Conv2d(4, 4, 1)
+
+
+def test_the_private_decoder_leaves_the_hosts_vae_alone() -> None:
+    vae = TinyVae().half()
+    private = LatentDecoder(vae, scale=0.5, shift=1.0).to(torch.float32)
+    assert vae.decoder.weight.dtype == torch.float16 and vae.decoder.weight.requires_grad
+    assert not any(p.requires_grad for p in private.parameters())
+    latents = torch.randn(1, 4, 2, 2)
+    expected = private.decoder(private.post_quant_conv(latents / 0.5 + 1.0))
+    torch.testing.assert_close(private(latents), expected)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_decoders_precision_on_a_cpu(name: str, expected: torch.dtype) -> None:
+    assert resolve_dtype(name, torch.device("cpu")) == expected
