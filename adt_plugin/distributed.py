@@ -1,4 +1,4 @@
-"""The little that several processes need: gradients of the heads are averaged, draws differ by rank."""
+"""The little that several processes need: what trains or measures the heads is averaged, draws differ by rank."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
 def world_size() -> int:
@@ -20,11 +20,17 @@ def rank() -> int:
 
 
 @torch.no_grad()
+def averaged(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes."""
+    if world_size() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value / world_size()
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average `p.grad` over all processes, so that the heads stay the same on each."""
-    if world_size() == 1:
-        return
     for parameter in parameters:
         if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= world_size()
+            parameter.grad = averaged(parameter.grad)

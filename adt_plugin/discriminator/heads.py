@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from adt_plugin.distributed import averaged
+
 
 class Standardize(nn.Module):
     """Per-channel standardisation with statistics of real features, collected over the first `updates` batches.
@@ -25,8 +27,8 @@ class Standardize(nn.Module):
         if self.seen >= self.updates:
             return
         share = 1.0 / (self.seen + 1)
-        self.mean.lerp_(features.mean((0, 2, 3)).to(self.mean.dtype), share)
-        self.square.lerp_(features.square().mean((0, 2, 3)).to(self.square.dtype), share)
+        self.mean.lerp_(averaged(features.mean((0, 2, 3)).to(self.mean.dtype)), share)
+        self.square.lerp_(averaged(features.square().mean((0, 2, 3)).to(self.square.dtype)), share)
         self.seen += 1
 
     def get_extra_state(self) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adt_plugin.discriminator.augment import Augment
 from adt_plugin.discriminator.backbone import FrozenBackbone
 from adt_plugin.discriminator.heads import Head
+from adt_plugin.distributed import averaged
 
 SCORE_SCALE = 10.0
 """A cosine lies in [-1, 1], the hinge's margins at -1 and 1: the scale lets a difference of 0.2 fill them (ours)."""
@@ -63,7 +64,7 @@ class SiameseScore(nn.Module):
     @torch.no_grad()
     def calibrate(self, observed: Observation) -> None:
         """Set the bias so that a positive pair scores 0: an uncalibrated cosine leaves the hinge at chance (measured)."""
-        self.bias.copy_(self.cosines(observed.real, observed.real_again).mean(1))
+        self.bias.copy_(averaged(self.cosines(observed.real, observed.real_again).mean(1)))
 
 
 class UnaryScore(nn.Module):

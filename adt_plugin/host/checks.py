@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from adt_plugin import sampling
 from adt_plugin.config import ADTConfig, ConfigError
 from adt_plugin.host.families import FAMILIES, Family
 from adt_plugin.turn import start_range
+
+logger = logging.getLogger(__name__)
 
 REFUSED = {
     "deepspeed": "steps the optimizer inside every backward pass: train without it",
@@ -41,8 +44,11 @@ def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
         if getattr(args, name, False):
             raise ConfigError(f"--{name} cannot be combined with --adt, because it {reason}, or remove --adt.")
     _check_output(args)
+    _check_learning_rate(args)
     _check_grid(args, config, family)
     _check_warmup(args, config)
+    if getattr(args, "resume", None):
+        logger.warning("--resume does not restore the discriminator yet: it starts anew, with its warm-up.")
     return family
 
 
@@ -61,6 +67,14 @@ def find_family(script: str) -> Family:
 def _check_output(args: argparse.Namespace) -> None:
     if not getattr(args, "output_dir", None):
         raise ConfigError("--adt writes its rows and pictures beside the trained file: set --output_dir.")
+
+
+def _check_learning_rate(args: argparse.Namespace) -> None:
+    """The turn's gradient reaches the denoiser alone, so a denoiser that stands still makes it pointless."""
+    unet_lr = getattr(args, "unet_lr", None)
+    if unet_lr == 0 or (unet_lr is None and args.learning_rate == 0):
+        flag = "--learning_rate" if unet_lr is None else "--unet_lr"
+        raise ConfigError(f"{flag} 0 leaves --adt nothing to train: raise it, or remove --adt.")
 
 
 def _check_grid(args: argparse.Namespace, config: ADTConfig, family: Family) -> None:

@@ -19,6 +19,7 @@ from adt_plugin.host.session import DenoiserCall
 def host_args(**changes: object) -> argparse.Namespace:
     defaults = {
         "output_dir": "out",
+        "learning_rate": 1e-4,
         "v_parameterization": False,
         "zero_terminal_snr": False,
         "max_train_steps": 1600,
@@ -54,6 +55,17 @@ def test_a_trainer_that_is_not_served_yet(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_no_place_for_rows_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--output_dir" in refused(monkeypatch, ADTConfig(), output_dir=None)
+
+
+@pytest.mark.parametrize(("changes", "flag"), [({"unet_lr": 0.0}, "--unet_lr 0"), ({"learning_rate": 0.0}, "--learning_rate 0")])
+def test_a_denoiser_that_stands_still(monkeypatch: pytest.MonkeyPatch, changes: dict[str, float], flag: str) -> None:
+    assert refused(monkeypatch, ADTConfig(), **changes).startswith(flag)
+
+
+def test_resuming_says_that_the_discriminator_starts_anew(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("sys.argv", ["train_network.py"])
+    checks.check_host_options(host_args(resume="state"), ADTConfig())
+    assert "the discriminator yet: it starts anew" in caplog.text
 
 
 def test_zero_terminal_snr_without_v_prediction(monkeypatch: pytest.MonkeyPatch) -> None:

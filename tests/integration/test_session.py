@@ -1,0 +1,135 @@
+"""A session on a make-believe host: the order of its calls, and what happens when one of them never comes."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from adt_plugin.config import ADTConfig
+from adt_plugin.host.families import SD
+from adt_plugin.host.session import Session
+
+
+class UNet2DConditionModel(nn.Module):
+    """Has the name by which the host's denoiser is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=self.layer(x) + context)
+
+
+class TinyVae(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder, self.post_quant_conv = nn.Conv2d(4, 3, 1), nn.Identity()
+
+
+class Host:
+    """Calls a session as the host does; each stage can be left out."""
+
+    def __init__(self, tmp_path: Path, backbone: Path, **options: object) -> None:
+        args = Namespace(output_dir=str(tmp_path), output_name="x", v_parameterization=False, min_timestep=None, max_timestep=None)
+        config = ADTConfig(backbone=str(backbone), image_size=28, warmup=0, steps=4, **options)
+        self.session = Session(config, args, SD)
+        self.accelerator = Accelerator(cpu=True)
+        self.schedule = DDPMScheduler(beta_schedule="scaled_linear")
+        self.session.on_accelerator(self.accelerator)
+
+    def load(self) -> None:
+        self.session.on_models((None, TinyVae(), None, True))
+
+    def prepare(self) -> None:
+        self.unet = self.accelerator.prepare(UNet2DConditionModel())
+
+    def noise(self) -> None:
+        self.session.on_noising(self.schedule, torch.randn(1, 4, 8, 8))
+
+    def forward(self) -> Tensor:
+        return self.unet(torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.zeros(())).sample.square().mean()
+
+    def gradient(self) -> Tensor:
+        return self.unet.layer.weight.grad.clone()
+
+
+@pytest.fixture
+def host(tmp_path: Path, tiny_dino: Path) -> Host:
+    return Host(tmp_path, tiny_dino)
+
+
+def test_a_batch_in_the_hosts_order_adds_a_gradient(host: Host) -> None:
+    host.load()
+    host.prepare()
+    host.noise()
+    loss = host.forward()
+    expected = torch.autograd.grad(loss, host.unet.layer.weight, retain_graph=True)[0]
+    host.accelerator.backward(loss)
+    assert host.session.turn.turns == 1
+    assert not torch.equal(host.gradient(), expected)
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [
+        ("load", "load_target_model (the VAE)"),
+        ("prepare", "Accelerator.prepare (the denoiser, one of UNet2DConditionModel)"),
+        ("noise", "get_noise_noisy_latents_and_timesteps (the clean latents and the noise schedule of each batch)"),
+        ("forward", "the denoiser's forward call"),
+    ],
+)
+def test_a_stage_that_was_never_reached_ends_the_run_with_its_name(host: Host, missing: str, named: str) -> None:
+    for stage in ("load", "prepare", "noise"):
+        if stage != missing:
+            getattr(host, stage)()
+    if missing == "prepare":
+        host.unet = UNet2DConditionModel()  # prepared in a way that the plugin does not see
+    loss = torch.zeros((), requires_grad=True).exp() if missing == "forward" else host.forward()
+    with pytest.raises(SystemExit, match="never reached before the first backward pass") as ended:
+        host.accelerator.backward(loss)
+    assert named in str(ended.value)
+
+
+def test_a_validation_batch_starts_no_turn(host: Host) -> None:
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    host.accelerator.backward(host.forward())
+    host.noise()
+    with torch.no_grad():
+        host.forward()
+    assert host.session.call is None and host.session.turn.turns == 1
+    host.noise()
+    host.accelerator.backward(host.forward())
+    assert host.session.turn.turns == 2
+
+
+def test_a_backward_without_a_batch_is_the_hosts_own_affair(host: Host) -> None:
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    host.accelerator.backward(host.forward())
+    host.unet.zero_grad()
+    host.accelerator.backward(host.unet.layer.weight.sum())
+    assert torch.equal(host.gradient(), torch.ones_like(host.gradient()))
+    assert host.session.turn.turns == 1
+
+
+def test_a_denoiser_with_other_channels_ends_the_run(host: Host) -> None:
+    for stage in (host.load, host.prepare):
+        stage()
+    host.session.on_noising(host.schedule, torch.randn(1, 9, 8, 8))
+    with pytest.raises(SystemExit, match=r"called with \(1, 4, 8, 8\), expected the latents' \(1, 9, 8, 8\)"):
+        host.forward()
+
+
+def test_several_processes_are_refused(tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
+    with pytest.raises(SystemExit, match="--num_processes 1"):
+        Host(tmp_path, tiny_dino)

@@ -1,0 +1,259 @@
+"""`train_network.py` of the real sd-scripts, unmodified, on a tiny Stable Diffusion 1.x."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tinyhost.models import HostModel, true_size_sd15
+from tinyhost.run import BUCKETS, CompletedRun, TinyRun, run_host
+
+from adt_plugin import __version__
+from adt_plugin.config import option_names
+
+STEPS = ("--max_train_steps", "4")
+NUMBERS = ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")
+
+
+@pytest.fixture(scope="session")
+def adt_options(tiny_dino: Path) -> tuple[str | Path, ...]:
+    """`--adt` at the tiny models' size: a picture every second turn, one turn of warm-up."""
+    return ("--adt", "--adt_backbone", tiny_dino, "--adt_image_size", "56", "--adt_steps", "4", "--adt_warmup", "1", "--adt_pictures_every", "2")
+
+
+def rows(run: CompletedRun) -> list[dict[str, object]]:
+    """The turns' rows."""
+    lines = (run.output_dir / "tiny-adt.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["event"] == "turn"]
+
+
+def assert_trained_with_adt(run: CompletedRun, turns: int) -> None:
+    """The run ended, saved finite weights with metadata, and every turn after the warm-up gave a finite gradient."""
+    tensors = run.check().saved()
+    assert tensors and all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    assert run.metadata()["ss_adt_version"] == __version__
+    turn_rows = rows(run)
+    assert [row["turn"] for row in turn_rows] == list(range(1, turns + 1))
+    assert all(math.isfinite(row[name]) for row in turn_rows for name in NUMBERS)
+    assert all(row["grad_norm"] > 0 and not row["skipped"] for row in turn_rows if not row["warmup"])
+
+
+def assert_same_weights(first: CompletedRun, second: CompletedRun) -> None:
+    a, b = first.check().saved(), second.check().saved()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+# One whole run, looked at from all sides
+
+
+@pytest.fixture(scope="module")
+def launched(run_tiny: TinyRun, adt_options: tuple[str | Path, ...], tmp_path_factory: pytest.TempPathFactory) -> CompletedRun:
+    logs = tmp_path_factory.mktemp("logs")
+    run = run_tiny(*STEPS, *adt_options, "--logging_dir", logs, launcher="accelerate")
+    return run.check()
+
+
+def test_accelerate_launch_trains_saves_and_logs(launched: CompletedRun) -> None:
+    assert_trained_with_adt(launched, turns=4)
+
+
+def test_the_saved_file_says_what_it_was_trained_with_and_holds_no_discriminator(launched: CompletedRun, tiny_dino: Path) -> None:
+    metadata = launched.metadata()
+    assert {f"ss_{name}" for name in option_names() if name != "adt"} <= set(metadata)
+    assert (metadata["ss_adt_steps"], metadata["ss_adt_backbone"]) == ("4", tiny_dino.name)
+    assert not any(str(tiny_dino.parent) in value for key, value in metadata.items() if key.startswith("ss_adt_"))
+    assert all(name.startswith(("lora_unet_", "lora_te_")) for name in launched.saved())
+
+
+def test_pictures_show_generated_beside_real_images(launched: CompletedRun) -> None:
+    names = sorted(path.name for path in launched.output_dir.glob("*.png"))
+    assert names == ["tiny-adt-000002.png", "tiny-adt-000004.png"]
+    with Image.open(launched.output_dir / names[0]) as picture:
+        assert picture.size == (64, 2 * (64 + 14))
+        assert len(picture.getcolors(maxcolors=10_000)) > 100
+
+
+def test_the_progress_bar_shows_the_numbers(launched: CompletedRun) -> None:
+    last = launched.log.rsplit("steps: 100%", 1)[1]
+    assert all(f"adt/{name}=" in last for name in NUMBERS) and "avr_loss=" in last
+
+
+def test_the_tracker_has_the_numbers_and_the_pictures(launched: CompletedRun, request: pytest.FixtureRequest) -> None:
+    logs = next(Path(str(request.config._tmp_path_factory.getbasetemp())).glob("logs*"))
+    events = EventAccumulator(str(next(logs.rglob("events.out.tfevents.*")).parent))
+    events.Reload()
+    for name in NUMBERS:
+        scalars = events.Scalars(f"adt/{name}")
+        assert [scalar.step for scalar in scalars] == [1, 2, 3, 4]
+    loss_d = [row["loss_d"] for row in rows(launched)]
+    assert [scalar.value for scalar in events.Scalars("adt/loss_d")] == pytest.approx(loss_d)
+    assert "loss/current" in events.Tags()["scalars"]
+    assert len(events.Images("adt/pairs")) == 2
+
+
+def test_the_lora_loads_in_the_host(launched: CompletedRun, run_tiny: TinyRun) -> None:
+    run = run_tiny("--network_weights", launched.output_dir / "tiny.safetensors", "--max_train_steps", "1").check()
+    assert "All keys matched successfully" in run.log
+
+
+def test_the_lora_loads_in_diffusers(launched: CompletedRun, tiny_sd: HostModel) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd.checkpoint, safety_checker=None, requires_safety_checker=False)
+    latents, embeds = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 32)
+    plain = pipeline.unet(latents, 10, embeds).sample
+    pipeline.load_lora_weights(launched.output_dir, weight_name="tiny.safetensors")
+    assert not torch.allclose(pipeline.unet(latents, 10, embeds).sample, plain)
+
+
+# Off is off, and looking on changes nothing
+
+
+@pytest.fixture(scope="module")
+def plain_run(run_tiny: TinyRun) -> CompletedRun:
+    """The plugin as good as uninstalled; network dropout draws from the global generators at every step."""
+    return run_tiny(*STEPS, "--network_dropout", "0.1", env={"ADT_PLUGIN_DISABLE": "1"}).check()
+
+
+def test_an_idle_plugin_changes_no_bit(run_tiny: TinyRun, plain_run: CompletedRun) -> None:
+    idle = run_tiny(*STEPS, "--network_dropout", "0.1")
+    assert_same_weights(idle, plain_run)
+    assert not any(key.startswith("ss_adt") for key in idle.metadata())
+    assert not list(idle.output_dir.glob("*adt*"))
+
+
+def test_weight_zero_looks_on_and_changes_no_bit(run_tiny: TinyRun, plain_run: CompletedRun, adt_options: tuple[str | Path, ...]) -> None:
+    looking_on = run_tiny(*STEPS, "--network_dropout", "0.1", *adt_options, "--adt_weight", "0")
+    assert_same_weights(looking_on, plain_run)
+    assert [row["grad_norm"] for row in rows(looking_on)] == [0.0] * 4
+    assert len(list(looking_on.output_dir.glob("*.png"))) == 2
+
+
+def test_with_a_weight_the_result_is_another(run_tiny: TinyRun, plain_run: CompletedRun, adt_options: tuple[str | Path, ...]) -> None:
+    trained = run_tiny(*STEPS, "--network_dropout", "0.1", *adt_options)
+    assert_trained_with_adt(trained, turns=4)
+    with pytest.raises(AssertionError):
+        assert_same_weights(trained, plain_run)
+    again = run_tiny(*STEPS, "--network_dropout", "0.1", *adt_options)
+    assert_same_weights(again, trained)
+
+
+# What users combine it with
+
+COMBINATIONS = {
+    "cached latents": ("--cache_latents",),
+    "gradient checkpointing": ("--gradient_checkpointing", "--cache_latents"),
+    "accumulation": ("--gradient_accumulation_steps", "2", "--max_train_steps", "2"),
+    "u-net only": ("--network_train_unet_only",),
+    "bf16": ("--mixed_precision", "bf16", "--adt_decode_dtype", "bf16"),
+    "v-prediction with zero terminal SNR": ("--v_parameterization", "--zero_terminal_snr", "--adt_sampler", "dpm++"),
+    "euler, even mask": ("--adt_sampler", "euler", "--adt_grad_mask", "even", "--adt_balance", "ratio"),
+    "unary, all steps": ("--adt_disc_type", "unary", "--adt_grad_mask", "all", "--adt_balance", "none"),
+    "timestep range": ("--min_timestep", "1", "--max_timestep", "1000", "--train_batch_size", "2"),
+    "schedule-free": ("--optimizer_type", "AdamWScheduleFree"),
+    "dropout of whole modules": ("--network_args", "module_dropout=0.5", "rank_dropout=0.1"),
+}
+
+
+@pytest.mark.parametrize("options", COMBINATIONS.values(), ids=COMBINATIONS)
+def test_combinations_train(run_tiny: TinyRun, adt_options: tuple[str | Path, ...], options: tuple[str, ...]) -> None:
+    assert_trained_with_adt(run_tiny(*STEPS, *adt_options, *options), turns=4)
+
+
+def test_two_aspect_ratios_through_the_launcher_module(run_tiny: TinyRun, adt_options: tuple[str | Path, ...], tiny_bucket_images: Path) -> None:
+    run = run_tiny(*STEPS, *BUCKETS, "--cache_latents", *adt_options, "--adt_pictures_every", "1", images=tiny_bucket_images, launcher="module")
+    assert_trained_with_adt(run, turns=4)
+    sizes = set()
+    for path in run.output_dir.glob("*.png"):
+        with Image.open(path) as picture:
+            sizes.add(picture.size)
+    assert sizes <= {(64, 156), (128, 156)} and len(sizes) == 2
+
+
+def test_a_turn_every_second_step(run_tiny: TinyRun, adt_options: tuple[str | Path, ...]) -> None:
+    run = run_tiny(*STEPS, *adt_options, "--adt_every", "2")
+    assert_trained_with_adt(run, turns=2)
+    assert [row["step"] for row in rows(run)] == [0, 2]
+
+
+def test_validation_batches_start_no_turn(run_tiny: TinyRun, adt_options: tuple[str | Path, ...], host_dir: Path) -> None:
+    if "--validation_split" not in (host_dir / "train_network.py").read_text():
+        pytest.skip("this version of sd-scripts has no validation")
+    run = run_tiny(*STEPS, *adt_options, "--validation_split", "0.5", "--validate_every_n_steps", "1", "--validation_seed", "1")
+    assert_trained_with_adt(run, turns=4)
+    assert "validation steps" in run.log
+
+
+def test_stages_are_timed_on_demand(run_tiny: TinyRun, adt_options: tuple[str | Path, ...]) -> None:
+    run = run_tiny(*STEPS, *adt_options, "--adt_profile")
+    assert set(rows(run)[-1]["seconds"]) == {"unroll", "decode", "observe", "gradient", "replay", "discriminator"}
+
+
+# TOML and errors
+
+
+def write_toml(folder: Path, **keys: object) -> Path:
+    import toml
+
+    path = folder / "adt.toml"
+    path.write_text(toml.dumps({"adversarial": keys}))
+    return path
+
+
+def test_options_come_from_a_toml_file_and_the_command_line_wins(run_tiny: TinyRun, tiny_dino: Path, tmp_path: Path) -> None:
+    config = write_toml(tmp_path, adt=True, adt_backbone=str(tiny_dino), adt_image_size=56, adt_steps=6, adt_warmup=1, adt_blocks=[2, 4])
+    run = run_tiny(*STEPS, "--config_file", config, "--adt_steps", "3")
+    assert_trained_with_adt(run, turns=4)
+    assert (run.metadata()["ss_adt_steps"], run.metadata()["ss_adt_blocks"]) == ("3", "2,4")
+
+
+def assert_stopped_before_models(run: CompletedRun, sentence: str) -> None:
+    assert run.returncode == 1
+    assert f"adt_plugin: {sentence}" in run.stderr
+    assert "Traceback" not in run.stderr.split("adt_plugin:")[0]
+    assert "pretrained models" not in run.log and not list(run.output_dir.glob("tiny*"))
+
+
+def test_an_unknown_toml_key_stops_the_run_even_without_the_switch(run_tiny: TinyRun, tmp_path: Path) -> None:
+    run = run_tiny("--config_file", write_toml(tmp_path, adt_stepz=6))
+    assert_stopped_before_models(run, "unknown option adt_stepz: did you mean adt_steps?")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--adt_steps", "0"), "--adt_steps must be from 1 to 1000, got 0."),
+        (("--adt_backbone", "no/such"), "--adt_backbone no/such could not be loaded"),
+        (("--network_train_text_encoder_only",), "--network_train_text_encoder_only cannot be combined with --adt"),
+    ],
+)
+def test_a_wrong_value_stops_the_run_in_one_sentence(run_tiny: TinyRun, options: tuple[str, ...], sentence: str) -> None:
+    assert_stopped_before_models(run_tiny("--adt", "--adt_warmup", "1", *options), sentence)
+
+
+def test_another_trainer_of_the_host_is_refused_by_name(run_tiny: TinyRun) -> None:
+    assert_stopped_before_models(run_tiny("--adt", script="train_db.py"), "--adt does not work with train_db.py yet")
+
+
+# True size
+
+
+@pytest.mark.slow
+def test_a_true_size_sd15_trains(
+    host_dir: Path, tiny_images: Path, tiny_dino: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Random weights of the real sizes (2 GB on disk, some 6 GB of memory), 128 pixels, a few minutes on a CPU."""
+    model = true_size_sd15(tmp_path_factory.mktemp("sd15"))
+    options = ("--resolution", "128,128", "--max_train_steps", "3", "--network_train_unet_only", "--gradient_checkpointing", "--sdpa")
+    adt = ("--adt", "--adt_backbone", tiny_dino, "--adt_image_size", "56", "--adt_steps", "4", "--adt_warmup", "1", "--adt_profile")
+    output = tmp_path_factory.mktemp("sd15_output")
+    run = run_host(
+        "train_network.py", *options, *adt, host_dir=host_dir, model=model, images=tiny_images, output_dir=output, timeout=3000
+    )
+    assert_trained_with_adt(run, turns=3)
