@@ -82,14 +82,15 @@ class StageClock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the block's wall time to the named stage."""
-        began = self._now()
+        began = self.now()
         try:
             yield
         finally:
             if self.enabled:
-                self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - began
+                self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - began
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds on a clock of unknown zero, after everything queued on the device has run."""
         if self.enabled and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()

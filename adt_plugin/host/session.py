@@ -26,7 +26,7 @@ from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.seams import Function, SeamError, Undo, check, patch, patch_attribute
 from adt_plugin.monitor import Monitor
 from adt_plugin.rng import preserved_rng
-from adt_plugin.turn import AdversarialTurn
+from adt_plugin.turn import AdversarialTurn, StageClock
 
 
 @dataclass
@@ -99,6 +99,8 @@ class Session:
         self.feedback: Feedback | None = None
         self.in_turn = self.first_backward_done = False
         self.optimizer_steps = 0
+        self.clock: StageClock | None = None
+        self.batch_began = 0.0
 
     # Installation
 
@@ -179,6 +181,8 @@ class Session:
     def on_noising(self, noise_scheduler: Any, latents: Tensor) -> None:
         """A batch, of training or of validation, is about to be noised."""
         self.latents, self.call = latents.detach(), None
+        self.clock = StageClock(self.config.profile, latents.device)
+        self.batch_began = self.clock.now()
         if self.alphas_cumprod is None:
             self.alphas_cumprod = noise_scheduler.alphas_cumprod.detach().cpu().clone()
 
@@ -236,11 +240,14 @@ class Session:
             )
 
     def _run_turn(self, call: DenoiserCall, latents: Tensor, backward: Callable[[Tensor], None]) -> None:
+        host_seconds = self.clock.now() - self.batch_began if self.clock else 0.0
         self.in_turn = True
         try:
             report = self._adversarial_turn()(call, latents, backward=backward, unroll_denoiser=call.without_checkpointing)
         finally:
             self.in_turn = False
+        if self.config.profile:
+            report.seconds["host"] = host_seconds
         if self.feedback is not None:
             self.feedback.show(report, self.optimizer_steps)
 
