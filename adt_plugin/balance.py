@@ -55,8 +55,11 @@ class GradientBalance:
         """
         self.adversarial.update(norm)
         diffusion, usual = self.diffusion.value, self.adversarial.value
+        assert usual is not None  # just updated
         if diffusion is None and self.mode != "none":
-            raise RuntimeError("no diffusion gradient seen: call AdversarialTurn.watch(prediction) before the diffusion loss's backward")
+            raise RuntimeError(
+                "no diffusion gradient seen: call AdversarialTurn.watch(prediction) before the diffusion loss's backward"
+            )
         tiny = torch.finfo(torch.float32).tiny
         norm = norm.float()
         if self.mode == "none" or diffusion is None:

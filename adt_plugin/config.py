@@ -24,7 +24,13 @@ class ConfigError(ValueError):
 
 
 def option(
-    default: Any, help_en: str, help_ja: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    help_en: str,
+    help_ja: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field that carries what argparse, the range checks and the documentation need."""
     metadata = {"help": f"{help_en} / {help_ja}", "low": low, "high": high, "choices": choices}
@@ -40,18 +46,28 @@ class ADTConfig:
     """
 
     weight: float = option(
-        0.5, "weight of the adversarial gradient; 0 trains the discriminator only and looks on", "敵対的勾配の重み", low=0.0, high=100.0
+        0.5,
+        "weight of the adversarial gradient; 0 trains the discriminator only and looks on",
+        "敵対的勾配の重み",
+        low=0.0,
+        high=100.0,
     )
     balance: str = option(
         "cap",
-        "how the weight is applied: ratio to the diffusion gradient every turn, cap (ratio to running means, never amplified), none",
+        "how the weight is applied: ratio to the diffusion gradient, cap (its ratio to the usual turn, never amplified), none",
         "重みの適用方法",
         choices=("ratio", "cap", "none"),
     )
     max_grad_ratio: float = option(
-        3.0, "upper bound of adversarial over diffusion gradient norm at the denoiser's output", "勾配ノルム比の上限", low=0.0, high=1000.0
+        3.0,
+        "upper bound of adversarial over diffusion gradient norm at the denoiser's output",
+        "勾配ノルム比の上限",
+        low=0.0,
+        high=1000.0,
     )
-    steps: int = option(10, "steps of the inference grid that the unroll walks (m)", "推論グリッドのステップ数", low=1, high=1000)
+    steps: int = option(
+        10, "steps of the inference grid that the unroll walks (m)", "推論グリッドのステップ数", low=1, high=1000
+    )
     grad_steps: int = option(2, "unrolled steps that carry gradient per turn (K)", "勾配を流すステップ数", low=1, high=1000)
     grad_mask: str = option(
         "random",
@@ -59,21 +75,29 @@ class ADTConfig:
         "勾配を流すステップの選び方",
         choices=("random", "even", "last", "all"),
     )
-    sampler: str = option(
-        "auto", "sampler of the unroll", "展開に使うサンプラー", choices=("auto", "ddim", "euler", "dpm++")
-    )
+    sampler: str = option("auto", "sampler of the unroll", "展開に使うサンプラー", choices=("auto", "ddim", "euler", "dpm++"))
     spacing: str = option(
         "auto",
         "spacing of the inference grid; auto is leading, trailing with zero terminal SNR",
         "推論グリッドの間隔",
         choices=("auto", "leading", "trailing", "linspace"),
     )
-    start_min: float = option(0.0, "lowest start of the unroll, as a fraction of the grid", "展開開始位置の下限", low=0.0, high=1.0)
-    start_max: float = option(1.0, "highest start of the unroll, as a fraction of the grid", "展開開始位置の上限", low=0.0, high=1.0)
-    every: int = option(1, "an adversarial turn every N optimizer steps", "Nステップごとに敵対的ターンを実行", low=1, high=1_000_000)
-    warmup: int = option(100, "first turns that train the discriminator only", "識別器のみを学習する最初のターン数", low=0, high=1_000_000)
+    start_min: float = option(
+        0.0, "lowest start of the unroll, as a fraction of the grid", "展開開始位置の下限", low=0.0, high=1.0
+    )
+    start_max: float = option(
+        1.0, "highest start of the unroll, as a fraction of the grid", "展開開始位置の上限", low=0.0, high=1.0
+    )
+    every: int = option(
+        1, "an adversarial turn every N optimizer steps", "Nステップごとに敵対的ターンを実行", low=1, high=1_000_000
+    )
+    warmup: int = option(
+        100, "first turns that train the discriminator only", "識別器のみを学習する最初のターン数", low=0, high=1_000_000
+    )
     backbone: str = option(
-        "facebook/dinov2-base", "frozen vision transformer: hub name or local folder", "固定ビジョンTransformer（ハブ名またはフォルダ）"
+        "facebook/dinov2-base",
+        "frozen vision transformer: hub name or local folder",
+        "固定ビジョンTransformer（ハブ名またはフォルダ）",
     )
     blocks: str = option(
         "auto", "backbone blocks that the heads read, e.g. 3,6,9,12; auto is four, evenly spaced", "ヘッドが読むブロック番号"
@@ -88,10 +112,16 @@ class ADTConfig:
     disc_betas: str = option("0.0,0.99", "AdamW betas of the discriminator's heads", "識別器のAdamWのbeta")
     disc_width: int = option(256, "channels of the discriminator's heads", "識別器ヘッドのチャンネル数", low=8, high=8192)
     augment: str = option(
-        ",".join(AUGMENTATIONS), "differentiable augmentations of the discriminator's inputs, or none", "識別器入力の微分可能なデータ拡張"
+        ",".join(AUGMENTATIONS),
+        "differentiable augmentations of the discriminator's inputs, or none",
+        "識別器入力の微分可能なデータ拡張",
     )
     image_size: int = option(
-        224, "images reach the discriminator with this number of pixels squared, aspect ratio kept", "識別器に入力する画像サイズ", low=14, high=4096
+        224,
+        "images reach the discriminator with this number of pixels squared, aspect ratio kept",
+        "識別器に入力する画像サイズ",
+        low=14,
+        high=4096,
     )
     decode_dtype: str = option(
         "auto",
@@ -101,7 +131,11 @@ class ADTConfig:
     )
     seed: int = option(0, "seed of the plugin's own random generators", "プラグイン専用の乱数シード", low=0, high=2**31 - 1)
     pictures_every: int = option(
-        100, "a picture of generated beside real images every N turns; 0 turns it off", "Nターンごとに画像を保存（0で無効）", low=0, high=1_000_000
+        100,
+        "a picture of generated beside real images every N turns; 0 turns it off",
+        "Nターンごとに画像を保存（0で無効）",
+        low=0,
+        high=1_000_000,
     )
     profile: bool = option(False, "measure each stage of a turn (synchronises the device)", "各処理の時間を計測")
 
@@ -109,9 +143,7 @@ class ADTConfig:
         for spec in fields(self):
             _check_range(spec, getattr(self, spec.name))
         if self.start_min > self.start_max:
-            raise ConfigError(
-                f"--adt_start_min ({self.start_min}) is above --adt_start_max ({self.start_max}): lower the one or raise the other."
-            )
+            raise ConfigError(f"--adt_start_min ({self.start_min}) is above --adt_start_max ({self.start_max}): exchange them.")
         _ = self.beta_pair, self.augmentations, self.block_indices  # parse now, so that errors come before models are loaded
 
     @property
@@ -120,7 +152,9 @@ class ADTConfig:
         try:
             first, second = (float(part) for part in self.disc_betas.split(","))
         except ValueError:
-            raise ConfigError(f"--adt_disc_betas needs two numbers with a comma and no space, such as 0.0,0.99; got {self.disc_betas!r}.") from None
+            raise ConfigError(
+                f"--adt_disc_betas needs two numbers with a comma and no space, such as 0.0,0.99; got {self.disc_betas!r}."
+            ) from None
         if not (0.0 <= first < 1.0 and 0.0 <= second < 1.0):
             raise ConfigError(f"--adt_disc_betas must lie in [0, 1), such as 0.0,0.99; got {self.disc_betas!r}.")
         return first, second
@@ -134,7 +168,7 @@ class ADTConfig:
         for name in names:
             if name not in AUGMENTATIONS:
                 raise ConfigError(
-                    f"--adt_augment does not know {name!r}: use none, or a comma-separated choice of {','.join(AUGMENTATIONS)} without spaces."
+                    f"--adt_augment does not know {name!r}: use none, or names from {','.join(AUGMENTATIONS)}, with no spaces."
                 )
         return names
 
@@ -148,7 +182,9 @@ class ADTConfig:
         except ValueError:
             indices = ()
         if not indices or min(indices) < 1:
-            raise ConfigError(f"--adt_blocks needs block numbers from 1 with commas and no spaces, such as 3,6,9,12, or auto; got {self.blocks!r}.")
+            raise ConfigError(
+                f"--adt_blocks needs auto, or block numbers from 1 such as 3,6,9,12, with no spaces; got {self.blocks!r}."
+            )
         return indices
 
     @classmethod
@@ -182,7 +218,9 @@ def _convert(spec: Field[Any], value: Any) -> Any:
         return ",".join(str(part) for part in value)
     if isinstance(value, bool) or kind is bool:
         if not (isinstance(value, bool) and kind is bool):
-            raise ConfigError(f"{flag} must be {'true or false' if kind is bool else f'of type {kind.__name__}'}, got {value!r}.")
+            raise ConfigError(
+                f"{flag} must be {'true or false' if kind is bool else f'of type {kind.__name__}'}, got {value!r}."
+            )
         return value
     try:
         converted = kind(value)
@@ -226,7 +264,11 @@ def add_adt_arguments(parser: argparse.ArgumentParser) -> None:
     if any("--adt" in action.option_strings for action in parser._actions):
         return
     group = parser.add_argument_group("ADT", "Adversarial Diffusion Tuning (adt_plugin)")
-    group.add_argument("--adt", action="store_true", help="train with adversarial supervision of the sampler's output / 敵対的拡散チューニングを有効にする")
+    group.add_argument(
+        "--adt",
+        action="store_true",
+        help="train with adversarial supervision of the sampler's output / 敵対的拡散チューニングを有効にする",
+    )
     for spec in fields(ADTConfig):
         flag, help_text = f"--{PREFIX}{spec.name}", spec.metadata["help"]
         if _kind(spec) is bool:
@@ -234,5 +276,9 @@ def add_adt_arguments(parser: argparse.ArgumentParser) -> None:
             continue
         choices = spec.metadata["choices"] or None
         group.add_argument(
-            flag, type=_kind(spec), default=spec.default, choices=choices, help=f"{help_text} (default: {spec.default})".replace("%", "%%")
+            flag,
+            type=_kind(spec),
+            default=spec.default,
+            choices=choices,
+            help=f"{help_text} (default: {spec.default})".replace("%", "%%"),
         )

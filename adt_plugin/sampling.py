@@ -70,7 +70,9 @@ def build_scheduler(sampler: str, alphas_cumprod: Tensor, prediction_type: str, 
     spacing = ("trailing" if zero_terminal_snr else "leading") if spacing == "auto" else spacing
     sampler = "ddim" if sampler == "auto" else sampler
     if sampler == "ddim" and spacing == "linspace":
-        raise ConfigError("--adt_spacing linspace is not defined for ddim: choose leading or trailing, or --adt_sampler euler or dpm++.")
+        raise ConfigError(
+            "--adt_spacing linspace is not defined for ddim: choose leading or trailing, or --adt_sampler euler or dpm++."
+        )
     betas = 1.0 - alphas_cumprod.clamp_min(ALMOST_ZERO) / torch.cat([torch.ones(1), alphas_cumprod[:-1]])
     shared = {
         "num_train_timesteps": len(alphas_cumprod),
@@ -80,9 +82,10 @@ def build_scheduler(sampler: str, alphas_cumprod: Tensor, prediction_type: str, 
         "steps_offset": 1 if spacing == "leading" else 0,
     }
     if sampler == "ddim":
-        scheduler = DDIMScheduler(**shared, clip_sample=False, set_alpha_to_one=True)
+        scheduler: Any = DDIMScheduler(**shared, clip_sample=False, set_alpha_to_one=True)
     else:
-        scheduler = {"euler": EulerDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}[sampler](**shared)
+        classes: dict[str, Any] = {"euler": EulerDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}
+        scheduler = classes[sampler](**shared)
         alphas_cumprod.clamp_min_(ALMOST_ZERO)
     scheduler.alphas_cumprod = alphas_cumprod  # exactly the model's, not its round trip through betas
     return scheduler
@@ -118,7 +121,9 @@ def noised_start(scheduler: Any, clean: Tensor, noise: Tensor, steps: int, start
     return scheduler.add_noise(clean, noise, timesteps)
 
 
-def unroll(denoiser: Denoiser, scheduler: Any, latents: Tensor, seeds: Sequence[int], keep: Sequence[int], record: bool) -> Unroll:
+def unroll(
+    denoiser: Denoiser, scheduler: Any, latents: Tensor, seeds: Sequence[int], keep: Sequence[int], record: bool
+) -> Unroll:
     """Walk the last `len(seeds)` points of the scheduler's grid without a graph through the network.
 
     Each output is cut from the network (a leaf if `record`), and the scheduler's own chain from leaves to x_0' stays

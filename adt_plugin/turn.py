@@ -139,7 +139,9 @@ class AdversarialTurn:
         self.timestep_range = timestep_range
         self.starts = start_range(config)
         self.balance = GradientBalance(config.balance, config.weight, config.max_grad_ratio)
-        self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=config.disc_lr, betas=config.beta_pair, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            discriminator.parameters(), lr=config.disc_lr, betas=config.beta_pair, weight_decay=0.0
+        )
         self.path_generator = torch.Generator().manual_seed(config.seed)  # the same draws on every process
         self.noise_generator = torch.Generator().manual_seed(config.seed + 1_000_003 * (1 + rank()))
         discriminator.generator.manual_seed(config.seed + 7_000_003 * (1 + rank()))
@@ -215,7 +217,9 @@ class AdversarialTurn:
         candidates = self._trainable_positions(start)
         masked = gradient_path.choose_mask(self.config.grad_mask, candidates, self.config.grad_steps, self.path_generator)
         seeds = [draw_seed(self.noise_generator) for _ in range(start)]
-        return sampling.unroll(denoiser, self.scheduler, noised, seeds, masked if record else [], record), masked if record else []
+        return sampling.unroll(
+            denoiser, self.scheduler, noised, seeds, masked if record else [], record
+        ), masked if record else []
 
     def _trainable_positions(self, start: int) -> list[int]:
         if self.timestep_range is None:
@@ -229,7 +233,9 @@ class AdversarialTurn:
             scores = self.discriminator.score_gen(observed)
             return generator_loss(scores), scores.detach()
 
-    def _balanced_gradients(self, loss_g: Tensor, path: Unroll, masked: list[int]) -> tuple[_AppliedGradient, dict[int, Tensor]]:
+    def _balanced_gradients(
+        self, loss_g: Tensor, path: Unroll, masked: list[int]
+    ) -> tuple[_AppliedGradient, dict[int, Tensor]]:
         """dL_G/do_i of the masked steps, scaled and bounded; zero where they are not finite."""
         gradients = gradient_path.leaf_gradients(loss_g, path)
         by_step = [gradient.norm() for gradient in gradients]
@@ -265,7 +271,9 @@ class AdversarialTurn:
         diffusion = self.balance.diffusion.value
         heads = [loss_g, *losses_d, scores.mean(), applied.applied if applied else zero, applied.raw if applied else zero]
         heads.append(zero if diffusion is None else diffusion)
-        numbers = torch.stack([n.detach().float().to(zero.device) for n in heads + (applied.by_step if applied else [])]).tolist()
+        numbers = torch.stack(
+            [n.detach().float().to(zero.device) for n in heads + (applied.by_step if applied else [])]
+        ).tolist()
         loss_g_value, loss_d, score_real, score_gen, grad_norm, raw, grad_norm_diffusion, *by_step = numbers
         return TurnReport(
             turn=self.turns,

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
 from tinyhost.models import HostModel, write_dinov2, write_images, write_tiny_model
 from tinyhost.report import host_summary
 from tinyhost.run import NO_HOST, SCRIPT, CompletedRun, TinyRun, find_hosts, run_host

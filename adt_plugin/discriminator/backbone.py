@@ -25,6 +25,8 @@ class FrozenBackbone(nn.Module):
         patch_size: images are given sizes that are multiples of this many pixels.
     """
 
+    _network: nn.Module
+
     def __init__(self, network: nn.Module, channels: Sequence[int], patch_size: int = 1) -> None:
         super().__init__()
         network.eval().requires_grad_(False)
@@ -51,7 +53,10 @@ class TokenGrids(nn.Module):
         blocks: block numbers, 1 is the first.
     """
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], blocks: Sequence[int]) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float], blocks: Sequence[int]) -> None:
         super().__init__()
         self.model, self.blocks = model, list(blocks)
         self.patch_size: int = model.config.patch_size
@@ -96,7 +101,9 @@ def load_backbone(name: str, blocks: Sequence[int] | None = None, dtype: torch.d
     depth, patch_size = getattr(model.config, "num_hidden_layers", None), getattr(model.config, "patch_size", None)
     one_width = not hasattr(model.config, "depths")  # hierarchical networks merge patches on the way
     if not (one_width and isinstance(depth, int) and isinstance(patch_size, int)):
-        raise ConfigError(f"--adt_backbone {name} is a {type(model).__name__}, not a vision transformer with square patches: use a DINOv2.")
+        raise ConfigError(
+            f"--adt_backbone {name} is a {type(model).__name__}, not a vision transformer with square patches: use a DINOv2."
+        )
     if blocks is None:
         blocks = [max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)]
     if max(blocks) > depth:

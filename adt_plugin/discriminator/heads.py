@@ -15,6 +15,9 @@ class Standardize(nn.Module):
     (ours; method.md, leads for defaults).
     """
 
+    mean: Tensor
+    square: Tensor
+
     def __init__(self, channels: int, updates: int = 32) -> None:
         super().__init__()
         self.updates, self.seen = updates, 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -136,9 +137,10 @@ class Discriminator(nn.Module):
             views = self.backbone(torch.cat([self.augment(fitted), self.augment(fitted)]))
         real_features, real_again = zip(*(view.chunk(2) for view in views), strict=True)
         observed = Observation(gen_features, list(real_features), list(real_again))
-        first_time = all(head.standardize.seen == 0 for head in self.score.heads)
-        for head, features in zip(self.score.heads, real_features, strict=True):
-            head.standardize.update(features)
+        standardizers = [cast(Head, head).standardize for head in self.score.heads]
+        first_time = all(standardize.seen == 0 for standardize in standardizers)
+        for standardize, features in zip(standardizers, real_features, strict=True):
+            standardize.update(features)
         if first_time:
             self.score.calibrate(observed)
         return observed
@@ -153,6 +155,7 @@ class Discriminator(nn.Module):
 
 
 def fitting_size(height: int, width: int, image_size: int, patch_size: int) -> tuple[int, int]:
-    """Sides of about `image_size^2` pixels in the ratio height : width, each a multiple of `patch_size` and at least one patch."""
+    """Sides of about `image_size^2` pixels in the ratio height : width, each a multiple of `patch_size`, at least one patch."""
     aspect = (height / width) ** 0.5
-    return tuple(max(1, round(side / patch_size)) * patch_size for side in (image_size * aspect, image_size / aspect))  # type: ignore[return-value]
+    rows, columns = (max(1, round(side / patch_size)) for side in (image_size * aspect, image_size / aspect))
+    return rows * patch_size, columns * patch_size

@@ -23,7 +23,9 @@ class HostFinder:
     def __init__(self) -> None:
         self.searching: set[str] = set()
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """The spec of a watched module, its loader followed by `hook_in`; None for every other name."""
         if fullname not in WATCHED or fullname in self.searching:
             return None

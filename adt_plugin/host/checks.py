@@ -60,7 +60,9 @@ def find_family(script: str) -> Family:
     """
     served = {name: family for family in FAMILIES for name in family.scripts}
     if script not in served:
-        raise ConfigError(f"--adt does not work with {script} yet, only with {', '.join(served)}: remove --adt to train with it.")
+        raise ConfigError(
+            f"--adt does not work with {script} yet, only with {', '.join(served)}: remove --adt to train with it."
+        )
     return served[script]
 
 
@@ -90,7 +92,8 @@ def _check_warmup(args: argparse.Namespace, config: ADTConfig) -> None:
         return  # the number of steps is known only when the data are
     turns = args.max_train_steps * args.gradient_accumulation_steps // config.every
     if turns <= config.warmup:
+        run = f"this run (--max_train_steps {args.max_train_steps}, --adt_every {config.every})"
         raise ConfigError(
-            f"--adt_warmup {config.warmup} leaves nothing of the {turns} turns of this run (--max_train_steps {args.max_train_steps}, "
-            f"--adt_every {config.every}): lower it to about a tenth of the turns, or train longer."
+            f"--adt_warmup {config.warmup} leaves nothing of the {turns} turns of {run}: "
+            "lower it to about a tenth of the turns, or train longer."
         )

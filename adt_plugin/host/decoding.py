@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,10 @@ class LatentDecoder(nn.Module):
         scale, shift: the denoiser's latents are `(z - shift) * scale`.
     """
 
-    def __init__(self, vae: nn.Module, scale: float, shift: float) -> None:
+    def __init__(self, vae: Any, scale: float, shift: float) -> None:
         super().__init__()
-        self.post_quant_conv = copy.deepcopy(getattr(vae, "post_quant_conv", None))
-        self.decoder = copy.deepcopy(vae.decoder)
+        self.post_quant_conv: Any = copy.deepcopy(getattr(vae, "post_quant_conv", None))
+        self.decoder: Any = copy.deepcopy(vae.decoder)
         self.decoder.gradient_checkpointing = True
         self.scale, self.shift = scale, shift
         self.eval().requires_grad_(False)

@@ -15,7 +15,10 @@ ARGUMENTS = Seam(
     "add_training_arguments", ("library.args", "library.train_util"), ("parser",), "the --adt options in the host's parser"
 )
 VERIFICATION = Seam(
-    "verify_training_args", ("library.args", "library.train_util"), ("args",), "the check of the options before models are loaded"
+    "verify_training_args",
+    ("library.args", "library.train_util"),
+    ("args",),
+    "the check of the options before models are loaded",
 )
 
 

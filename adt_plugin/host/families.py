@@ -51,7 +51,9 @@ SD = Family(
     scripts=("train_network.py",),
     denoisers=("UNet2DConditionModel",),
     noising=SD_NOISING,
-    models=Seam("load_target_model", ("library.model_io", "library.train_util"), ("args", "weight_dtype", "accelerator"), "the VAE"),
+    models=Seam(
+        "load_target_model", ("library.model_io", "library.train_util"), ("args", "weight_dtype", "accelerator"), "the VAE"
+    ),
     vae_index=1,
     latent_scale=0.18215,
     latent_shift=0.0,

@@ -50,7 +50,7 @@ def resolve(seam: Seam) -> tuple[ModuleType, Function]:
         module = sys.modules.get(name)
         function = getattr(module, seam.function, None)
         if callable(function) and getattr(inspect.unwrap(function), "__module__", None) == name:
-            return module, function  # type: ignore[return-value]
+            return module, function
     looked_at = ", ".join(f"{name} ({_place(name)})" for name in seam.modules)
     raise SeamError(f"the seam {seam.function} ({seam.purpose}) was not found: expected its definition in one of {looked_at}")
 
@@ -82,7 +82,7 @@ def patch(seam: Seam, wrap: Wrap) -> Undo:
     """
     module, function = resolve(seam)
     if getattr(function, "_adt_undo", None) is not None:
-        return function._adt_undo  # type: ignore[attr-defined, no-any-return]
+        return function._adt_undo  # type: ignore[attr-defined]
     check_signature(seam, module, function)
     wrapper = functools.wraps(function)(wrap(function))
 
@@ -104,7 +104,7 @@ def patch_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
     if not callable(method):
         raise SeamError(f"the seam {type(owner).__name__}.{name} was not found: expected a method, found {method!r}")
     if getattr(method, "_adt_undo", None) is not None:
-        return method._adt_undo  # type: ignore[attr-defined, no-any-return]
+        return method._adt_undo  # type: ignore[attr-defined]
     own = vars(owner).get(name)
     wrapper = functools.wraps(method)(wrap(method))
 

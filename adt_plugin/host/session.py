@@ -146,7 +146,9 @@ class Session:
         """The host made its accelerator."""
         self.accelerator = accelerator
         if accelerator.num_processes > 1:
-            entry.stop(ConfigError("--adt does not train on several processes yet: launch with --num_processes 1, or remove --adt."))
+            entry.stop(
+                ConfigError("--adt does not train on several processes yet: launch with --num_processes 1, or remove --adt.")
+            )
         patch_attribute(accelerator, "prepare", self._around_prepare)
         patch_attribute(accelerator, "backward", self._around_backward)
         self.feedback = Feedback(accelerator, self._monitor() if accelerator.is_main_process else None)
@@ -191,7 +193,11 @@ class Session:
         if self.in_turn or self.latents is None or self.call is not None or not torch.is_grad_enabled():
             return
         if args[0].shape != self.latents.shape:
-            entry.stop(SeamError(f"the denoiser was called with {tuple(args[0].shape)}, expected the latents' {tuple(self.latents.shape)}"))
+            entry.stop(
+                SeamError(
+                    f"the denoiser was called with {tuple(args[0].shape)}, expected the latents' {tuple(self.latents.shape)}"
+                )
+            )
         self.call = DenoiserCall.captured(module, args, kwargs, self.family, self.accelerator.autocast)
 
     def _after_denoiser(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -253,22 +259,23 @@ class Session:
 
     def _adversarial_turn(self) -> AdversarialTurn:
         """Built at the first batch, when schedule, decoder and device are known; the host's random state is left alone."""
-        if self.turn is None:
-            device = self.accelerator.device
-            dtype = resolve_dtype(self.config.decode_dtype, device)
-            with preserved_rng(device):
-                self.decoder.to(device, dtype)  # type: ignore[union-attr]
-                self.discriminator.to(device)
-                self.discriminator.backbone.to(dtype)
-                self.turn = AdversarialTurn(
-                    self.config,
-                    scheduler=sampling.build_scheduler(
-                        self.config.sampler, self.alphas_cumprod, self.family.prediction_type(self.args), self.config.spacing  # type: ignore[arg-type]
-                    ),
-                    decode=self.decoder,  # type: ignore[arg-type]
-                    discriminator=self.discriminator,
-                    timestep_range=self._timestep_range(),
-                )
+        if self.turn is not None:
+            return self.turn
+        assert self.decoder is not None and self.alphas_cumprod is not None
+        device = self.accelerator.device
+        dtype = resolve_dtype(self.config.decode_dtype, device)
+        prediction_type = self.family.prediction_type(self.args)
+        with preserved_rng(device):
+            self.discriminator.to(device).backbone.to(dtype)
+            self.turn = AdversarialTurn(
+                self.config,
+                scheduler=sampling.build_scheduler(
+                    self.config.sampler, self.alphas_cumprod, prediction_type, self.config.spacing
+                ),
+                decode=self.decoder.to(device, dtype),
+                discriminator=self.discriminator,
+                timestep_range=self._timestep_range(),
+            )
         return self.turn
 
     def _timestep_range(self) -> tuple[float, float] | None:

@@ -11,10 +11,28 @@ import pytest
 from adt_plugin import __version__
 from adt_plugin.config import ADTConfig, ConfigError, add_adt_arguments, option_names
 
-CONTRACT = (
-    "weight balance steps grad_steps grad_mask sampler start_min start_max every warmup backbone blocks disc_lr disc_betas disc_type "
-    "augment image_size decode_dtype seed pictures_every"
-).split()
+CONTRACT = [
+    "weight",
+    "balance",
+    "steps",
+    "grad_steps",
+    "grad_mask",
+    "sampler",
+    "start_min",
+    "start_max",
+    "every",
+    "warmup",
+    "backbone",
+    "blocks",
+    "disc_lr",
+    "disc_betas",
+    "disc_type",
+    "augment",
+    "image_size",
+    "decode_dtype",
+    "seed",
+    "pictures_every",
+]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,8 +58,25 @@ def test_the_switch_is_off_by_default() -> None:
 
 
 def test_every_option_travels_from_the_command_line() -> None:
-    config = parse("--adt", "--adt_steps", "4", "--adt_weight", "0.25", "--adt_grad_mask", "even", "--adt_disc_betas", "0.5,0.9", "--adt_profile")
-    assert (config.steps, config.weight, config.grad_mask, config.beta_pair, config.profile) == (4, 0.25, "even", (0.5, 0.9), True)
+    config = parse(
+        "--adt",
+        "--adt_steps",
+        "4",
+        "--adt_weight",
+        "0.25",
+        "--adt_grad_mask",
+        "even",
+        "--adt_disc_betas",
+        "0.5,0.9",
+        "--adt_profile",
+    )
+    assert (config.steps, config.weight, config.grad_mask, config.beta_pair, config.profile) == (
+        4,
+        0.25,
+        "even",
+        (0.5, 0.9),
+        True,
+    )
 
 
 def test_toml_values_of_another_type_are_converted() -> None:
@@ -54,7 +89,9 @@ def test_the_command_line_wins_over_toml() -> None:
     assert parse("--adt_steps", "3", adt_steps=7).steps == 3
 
 
-@pytest.mark.parametrize(("key", "nearest"), [("adt_step", "adt_steps"), ("adt_wieght", "adt_weight"), ("adt_sample", "adt_sampler")])
+@pytest.mark.parametrize(
+    ("key", "nearest"), [("adt_step", "adt_steps"), ("adt_wieght", "adt_weight"), ("adt_sample", "adt_sampler")]
+)
 def test_an_unknown_toml_key_names_the_nearest(key: str, nearest: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown option {key}: did you mean {nearest}?"):
         parse(**{key: 3})
@@ -92,7 +129,10 @@ def test_a_value_out_of_range_names_its_flag(name: str, value: object) -> None:
         ADTConfig(**{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("steps", "ten"), ("steps", 2.5), ("steps", True), ("weight", [1]), ("profile", "yes"), ("steps", float("inf"))])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", "ten"), ("steps", 2.5), ("steps", True), ("weight", [1]), ("profile", "yes"), ("steps", float("inf"))],
+)
 def test_a_toml_value_of_a_wrong_type_names_its_flag(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"--adt_{name}"):
         parse(**{f"adt_{name}": value})

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from toys import ToyFeatures, toy_discriminator
 from transformers import SwinConfig, SwinModel, ViTConfig, ViTModel
 
 from adt_plugin.config import AUGMENTATIONS, ConfigError
@@ -17,6 +16,7 @@ from adt_plugin.discriminator.augment import Augment, shift
 from adt_plugin.discriminator.heads import Standardize
 from adt_plugin.discriminator.losses import discriminator_hinge, generator_loss
 from adt_plugin.discriminator.siamese import fitting_size
+from toys import ToyFeatures, toy_discriminator
 
 
 def images(batch: int = 2, height: int = 16, width: int = 16, seed: int = 0) -> torch.Tensor:
@@ -30,7 +30,9 @@ def generator(seed: int = 0) -> torch.Generator:
 # Backbone
 
 
-@pytest.mark.parametrize("attempt", [lambda m: m.train(), lambda m: m.requires_grad_(True), lambda m: nn.Sequential(m).train().requires_grad_(True)])
+@pytest.mark.parametrize(
+    "attempt", [lambda m: m.train(), lambda m: m.requires_grad_(True), lambda m: nn.Sequential(m).train().requires_grad_(True)]
+)
 def test_the_backbone_stays_frozen_whatever_is_called(attempt) -> None:  # noqa: ANN001
     network = nn.Sequential(ToyFeatures(), nn.Identity())
     backbone = FrozenBackbone(network, [8, 12])
@@ -87,13 +89,20 @@ def test_four_blocks_are_chosen_evenly_by_default(tiny_dino: Path) -> None:
 
 def write_vision_model(folder: Path, model: nn.Module) -> str:
     model.save_pretrained(folder)
-    processor = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 32, "width": 32}}
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": {"height": 32, "width": 32},
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return str(folder)
 
 
 def test_another_vision_transformer_serves_too(tmp_path: Path) -> None:
-    config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
     backbone = load_backbone(write_vision_model(tmp_path, ViTModel(config)))
     assert [tuple(f.shape) for f in backbone(images(height=32, width=48))] == [(2, 32, 4, 6)] * len(backbone.channels)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
 
 from adt_plugin.distributed import average_gradients
+from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
 
 
 def run_rank(rank: int, folder: str) -> None:

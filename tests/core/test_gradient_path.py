@@ -10,25 +10,31 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
-from toys import SD_ALPHAS_CUMPROD, ToyDenoiser, toy_decode, toy_latents
 
 from adt_plugin.gradient_path import MASKS, choose_mask, leaf_gradients, replay
 from adt_plugin.rng import preserved_rng, seed_everything
 from adt_plugin.sampling import build_scheduler, noised_start, unroll
+from toys import SD_ALPHAS_CUMPROD, ToyDenoiser, toy_decode, toy_latents
 
 STEPS, START = 8, 6
-SCHEDULES = [(sampler, kind) for sampler in ("ddim", "euler", "dpm++") for kind in ("epsilon", "v_prediction")] + [("flow", "velocity")]
+SCHEDULES = [(sampler, kind) for sampler in ("ddim", "euler", "dpm++") for kind in ("epsilon", "v_prediction")] + [
+    ("flow", "velocity")
+]
 RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
 def scheduler_for(sampler: str, kind: str) -> Any:
-    return FlowMatchEulerDiscreteScheduler(shift=3.0) if sampler == "flow" else build_scheduler(sampler, SD_ALPHAS_CUMPROD, kind)
+    return (
+        FlowMatchEulerDiscreteScheduler(shift=3.0) if sampler == "flow" else build_scheduler(sampler, SD_ALPHAS_CUMPROD, kind)
+    )
 
 
 def loss_of(latents: Tensor) -> Tensor:
     """A nonlinear loss of the final latents, through a decoder."""
     images = toy_decode(latents)
-    return (images.square() * torch.linspace(-1, 1, images.numel(), dtype=images.dtype).view_as(images)).sum() + images.sin().sum()
+    return (
+        images.square() * torch.linspace(-1, 1, images.numel(), dtype=images.dtype).view_as(images)
+    ).sum() + images.sin().sum()
 
 
 def by_replay(net: ToyDenoiser, scheduler: Any, latents: Tensor, seeds: list[int], mask: list[int]) -> Tensor:
@@ -38,7 +44,9 @@ def by_replay(net: ToyDenoiser, scheduler: Any, latents: Tensor, seeds: list[int
     return net.gradients()
 
 
-def by_full_autograd(net: ToyDenoiser, scheduler: Any, latents: Tensor, seeds: list[int], mask: list[int], stopped: bool = True) -> Tensor:
+def by_full_autograd(
+    net: ToyDenoiser, scheduler: Any, latents: Tensor, seeds: list[int], mask: list[int], stopped: bool = True
+) -> Tensor:
     """The whole unroll kept in one graph; unmasked outputs are cut, inputs are stopped unless said otherwise."""
     for position, timestep in enumerate(scheduler.timesteps[-len(seeds) :]):
         scaled = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
@@ -49,7 +57,9 @@ def by_full_autograd(net: ToyDenoiser, scheduler: Any, latents: Tensor, seeds: l
     return net.gradients()
 
 
-def two_routes(sampler: str, kind: str, mask: list[int], dtype: torch.dtype, dropout: float = 0.0, **route: bool) -> tuple[Tensor, Tensor]:
+def two_routes(
+    sampler: str, kind: str, mask: list[int], dtype: torch.dtype, dropout: float = 0.0, **route: bool
+) -> tuple[Tensor, Tensor]:
     results = []
     for compute in (by_replay, lambda *a: by_full_autograd(*a, **route)):
         net, scheduler = ToyDenoiser(dropout, dtype), scheduler_for(sampler, kind)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
 
 from adt_plugin.monitor import MAX_PAIRS, Monitor, pair_picture, scalars
 from adt_plugin.turn import TurnReport
+from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
 
 
 def reports(count: int, **options: object) -> list[TurnReport]:
@@ -35,7 +35,9 @@ def test_a_row_per_turn_after_a_row_for_the_run(tmp_path: Path) -> None:
     run, *turns = rows(tmp_path / "new")
     assert run["event"] == "run" and run["ss_adt_steps"] == "5"
     assert [(row["turn"], row["step"]) for row in turns] == [(1, 0), (2, 1), (3, 2)]
-    assert all({"loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start", "step_grad_norms"} <= set(row) for row in turns)
+    assert all(
+        {"loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start", "step_grad_norms"} <= set(row) for row in turns
+    )
 
 
 def test_rows_of_an_earlier_run_stay(tmp_path: Path) -> None:
@@ -96,4 +98,6 @@ def test_a_disk_that_refuses_ends_the_writing_with_one_warning(tmp_path: Path, c
 
 
 def test_the_numbers_for_bar_and_trackers_carry_their_prefix() -> None:
-    assert set(scalars(reports(1)[0])) == {f"adt/{name}" for name in ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")}
+    assert set(scalars(reports(1)[0])) == {
+        f"adt/{name}" for name in ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")
+    }

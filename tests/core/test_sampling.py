@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from toys import SD_ALPHAS_CUMPROD, ToyDenoiser, toy_latents
 
 from adt_plugin.config import ConfigError
 from adt_plugin.sampling import build_scheduler, check_grid, noised_start, unroll
+from toys import SD_ALPHAS_CUMPROD, ToyDenoiser, toy_latents
 
 SAMPLERS = ("ddim", "euler", "dpm++")
 
@@ -34,7 +34,9 @@ def oracle(alphas_cumprod: Tensor, clean: Tensor, noise: Tensor, prediction_type
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_an_oracle_denoiser_brings_every_start_back_to_the_image(sampler: str, prediction_type: str, spacing: str, start: int) -> None:
+def test_an_oracle_denoiser_brings_every_start_back_to_the_image(
+    sampler: str, prediction_type: str, spacing: str, start: int
+) -> None:
     scheduler = build_scheduler(sampler, SD_ALPHAS_CUMPROD, prediction_type, spacing)
     clean, noise = toy_latents(seed=1), toy_latents(seed=2)
     noised = noised_start(scheduler, clean, noise, 10, start)
@@ -66,7 +68,9 @@ def test_the_start_is_the_image_noised_to_its_timestep() -> None:
     scheduler = build_scheduler("ddim", SD_ALPHAS_CUMPROD, "epsilon")
     clean, noise = toy_latents(seed=1), toy_latents(seed=2)
     alpha_bar = SD_ALPHAS_CUMPROD[401]  # leading, offset 1: 901, 801, ... 1
-    torch.testing.assert_close(noised_start(scheduler, clean, noise, 10, 5), alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise)
+    torch.testing.assert_close(
+        noised_start(scheduler, clean, noise, 10, 5), alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
+    )
 
 
 def test_only_the_starts_share_of_the_grid_is_walked() -> None:

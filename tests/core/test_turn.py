@@ -9,10 +9,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from toys import ToyDenoiser, diffusion_backward, toy_decode, toy_latents, toy_turn
 
 from adt_plugin.config import ADTConfig, ConfigError
 from adt_plugin.turn import STAGES, AdversarialTurn, start_range
+from toys import ToyDenoiser, diffusion_backward, toy_decode, toy_latents, toy_turn
 
 
 def one_step(turn: AdversarialTurn, net: ToyDenoiser, **keywords: object):  # noqa: ANN201
@@ -38,7 +38,9 @@ def test_only_the_denoiser_and_the_heads_are_changed() -> None:
     backbone = [p.clone() for p in turn.discriminator.backbone._network.parameters()]
     heads = [p.clone() for p in turn.discriminator.parameters()]
     one_step(turn, net)
-    assert all(torch.equal(a, b) for a, b in zip(weights, net.parameters(), strict=True))  # the host's optimizer steps, not the turn
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights, net.parameters(), strict=True)
+    )  # the host's optimizer steps, not the turn
     assert all(torch.equal(a, b) for a, b in zip(backbone, turn.discriminator.backbone._network.parameters(), strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(heads, turn.discriminator.parameters(), strict=True))
 
@@ -92,7 +94,9 @@ def test_starts_cover_the_configured_range() -> None:
     assert {one_step(turn, net)[2].start for _ in range(40)} == {2, 3, 4}
 
 
-@pytest.mark.parametrize(("low", "high", "expected"), [(0.0, 1.0, (1, 10)), (0.0, 0.7, (1, 7)), (0.3, 0.3, (3, 3)), (1.0, 1.0, (10, 10))])
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(0.0, 1.0, (1, 10)), (0.0, 0.7, (1, 7)), (0.3, 0.3, (3, 3)), (1.0, 1.0, (10, 10))]
+)
 def test_the_range_of_starts_follows_from_the_fractions(low: float, high: float, expected: tuple[int, int]) -> None:
     assert start_range(ADTConfig(start_min=low, start_max=high)) == expected
 
@@ -168,7 +172,9 @@ def test_stages_are_timed_on_demand() -> None:
 
 def test_every_report_is_made_of_plain_numbers() -> None:
     report = one_step(toy_turn(), ToyDenoiser())[2]
-    assert all(isinstance(getattr(report, name), float) for name in ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm"))
+    assert all(
+        isinstance(getattr(report, name), float) for name in ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm")
+    )
     assert report.loss_g == pytest.approx(-report.score_gen)
 
 

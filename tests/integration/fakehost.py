@@ -51,4 +51,6 @@ def write_fake_host(folder: Path, modules: dict[str, str], script: str = SCRIPT)
 def run_python(*arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run Python in `cwd`; the environment is the caller's with `env` over it."""
     variables = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | (env or {})
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, env=variables, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, env=variables, capture_output=True, text=True, timeout=120
+    )

@@ -51,7 +51,10 @@ def test_a_bare_start_imports_nothing() -> None:
         names[off] = set(out.stdout.split())
     assert names["0"] == names["1"]
     hooks = "import sys; print(sum(type(finder).__name__ == 'AdtPluginHook' for finder in sys.meta_path))"
-    assert [python("-c", hooks, cwd=REPOSITORY.parent, env={"ADT_PLUGIN_DISABLE": off}).stdout for off in ("0", "1")] == ["1\n", "0\n"]
+    assert [python("-c", hooks, cwd=REPOSITORY.parent, env={"ADT_PLUGIN_DISABLE": off}).stdout for off in ("0", "1")] == [
+        "1\n",
+        "0\n",
+    ]
 
 
 def test_the_start_costs_less_than_two_milliseconds() -> None:
@@ -72,7 +75,8 @@ def test_a_damaged_installation_leaves_python_and_the_host_running(tmp_path: Pat
     (tmp_path / PTH.name).write_text(PTH.read_text())
     damage(tmp_path)
     host = write_fake_host(tmp_path / "host", LAYOUTS["v0.11"])
-    start = f"import site, sys; sys.path[:0] = [{str(host)!r}, {str(tmp_path)!r}]; site.addsitedir({str(tmp_path)!r}); sys.argv = ['x']; "
+    start = "import site, sys; sys.argv = ['x']; "
+    start += f"sys.path[:0] = [{str(host)!r}, {str(tmp_path)!r}]; site.addsitedir({str(tmp_path)!r}); "
     bare = python("-I", "-S", "-c", start + "print('started')", cwd=tmp_path)
     assert (bare.returncode, bare.stdout, bare.stderr) == (0, "started\n", "")
     run = python("-I", "-S", "-c", start + "import runpy; runpy.run_path('host/train_network.py')", cwd=tmp_path)
@@ -81,7 +85,8 @@ def test_a_damaged_installation_leaves_python_and_the_host_running(tmp_path: Pat
 
 
 def test_wheel_and_editable_install_both_carry_the_start_up_file(tmp_path: Path) -> None:
-    build = f"import hatchling.build as b; b.build_wheel({str(tmp_path / 'wheel')!r}); b.build_editable({str(tmp_path / 'editable')!r})"
+    wheel, editable = str(tmp_path / "wheel"), str(tmp_path / "editable")
+    build = f"import hatchling.build as b; b.build_wheel({wheel!r}); b.build_editable({editable!r})"
     subprocess.run([sys.executable, "-c", build], cwd=REPOSITORY, check=True, capture_output=True)
     for kind in ("wheel", "editable"):
         with zipfile.ZipFile(next((tmp_path / kind).glob("*.whl"))) as archive:
@@ -93,7 +98,8 @@ def test_wheel_and_editable_install_both_carry_the_start_up_file(tmp_path: Path)
 
 def test_the_launcher_hooks_in_where_pth_files_are_ignored(fake_host: Path) -> None:
     """`-S` skips all `.pth` files; the packages come by path."""
-    launch = f"import sys; sys.path[:0] = {[str(REPOSITORY), *sys.path]!r}; import runpy; sys.argv = ['adt_plugin', 'train_network.py', '--help']; runpy.run_module('adt_plugin', run_name='__main__')"
+    launch = f"import runpy, sys; sys.path[:0] = {[str(REPOSITORY), *sys.path]!r}; "
+    launch += "sys.argv = ['adt_plugin', 'train_network.py', '--help']; runpy.run_module('adt_plugin', run_name='__main__')"
     out = python("-S", "-c", launch, cwd=fake_host)
     assert out.returncode == 0 and "--adt_steps" in out.stdout
 
@@ -130,10 +136,17 @@ def test_a_library_that_is_not_the_host_is_left_alone_with_a_word(tmp_path: Path
 
 
 def test_a_changed_signature_is_named_with_file_expectation_and_finding(tmp_path: Path) -> None:
-    changed = LAYOUTS["v0.10"]["train_util.py"].replace("(parser, support", "(argument_parser, support").replace("parser.add", "argument_parser.add")
+    changed = (
+        LAYOUTS["v0.10"]["train_util.py"]
+        .replace("(parser, support", "(argument_parser, support")
+        .replace("parser.add", "argument_parser.add")
+    )
     out = python("train_network.py", "--adt", cwd=write_fake_host(tmp_path / "host", {"train_util.py": changed}))
     assert out.returncode == 2 and "unrecognized arguments: --adt" in out.stderr
-    assert "train_util.py has changed: expected first parameters (parser), found (argument_parser, support_dreambooth)" in out.stderr
+    assert (
+        "train_util.py has changed: expected first parameters (parser), found (argument_parser, support_dreambooth)"
+        in out.stderr
+    )
 
 
 def test_an_unknown_key_stops_before_anything_is_loaded_even_without_the_switch(tmp_path: Path) -> None:

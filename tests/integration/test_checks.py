@@ -50,19 +50,26 @@ def test_a_host_option_that_cannot_be_combined(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_trainer_that_is_not_served_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refused(monkeypatch, ADTConfig(), "sdxl_train_network.py")
-    assert message == "--adt does not work with sdxl_train_network.py yet, only with train_network.py: remove --adt to train with it."
+    assert (
+        message
+        == "--adt does not work with sdxl_train_network.py yet, only with train_network.py: remove --adt to train with it."
+    )
 
 
 def test_no_place_for_rows_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--output_dir" in refused(monkeypatch, ADTConfig(), output_dir=None)
 
 
-@pytest.mark.parametrize(("changes", "flag"), [({"unet_lr": 0.0}, "--unet_lr 0"), ({"learning_rate": 0.0}, "--learning_rate 0")])
+@pytest.mark.parametrize(
+    ("changes", "flag"), [({"unet_lr": 0.0}, "--unet_lr 0"), ({"learning_rate": 0.0}, "--learning_rate 0")]
+)
 def test_a_denoiser_that_stands_still(monkeypatch: pytest.MonkeyPatch, changes: dict[str, float], flag: str) -> None:
     assert refused(monkeypatch, ADTConfig(), **changes).startswith(flag)
 
 
-def test_resuming_says_that_the_discriminator_starts_anew(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_resuming_says_that_the_discriminator_starts_anew(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("sys.argv", ["train_network.py"])
     checks.check_host_options(host_args(resume="state"), ADTConfig())
     assert "the discriminator yet: it starts anew" in caplog.text

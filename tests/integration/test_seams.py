@@ -73,13 +73,17 @@ def test_a_wrapper_looks_like_its_original(modules: dict[str, ModuleType]) -> No
 
 
 def test_a_missing_seam_names_itself_and_where_it_was_sought() -> None:
-    with pytest.raises(SeamError, match=r"the seam noise \(the latents\) was not found: .* fake_new \(not loaded\), fake_old \(not loaded\)"):
+    with pytest.raises(
+        SeamError, match=r"the seam noise \(the latents\) was not found: .* fake_new \(not loaded\), fake_old \(not loaded\)"
+    ):
         check(SEAM)
 
 
 def test_a_changed_signature_is_refused_before_anything_is_patched(modules: dict[str, ModuleType]) -> None:
     changed = load("fake_new", "def noise(args, scheduler, latents):\n    return 0\n").noise
-    with pytest.raises(SeamError, match=r"fake_new.py has changed: expected .*\(args, latents\), found \(args, scheduler, latents\)"):
+    with pytest.raises(
+        SeamError, match=r"fake_new.py has changed: expected .*\(args, latents\), found \(args, scheduler, latents\)"
+    ):
         patch(SEAM, doubled)
     assert sys.modules["fake_new"].noise is changed
 

@@ -38,7 +38,9 @@ class Host:
     """Calls a session as the host does; each stage can be left out."""
 
     def __init__(self, tmp_path: Path, backbone: Path, **options: object) -> None:
-        args = Namespace(output_dir=str(tmp_path), output_name="x", v_parameterization=False, min_timestep=None, max_timestep=None)
+        args = Namespace(
+            output_dir=str(tmp_path), output_name="x", v_parameterization=False, min_timestep=None, max_timestep=None
+        )
         config = ADTConfig(backbone=str(backbone), image_size=28, warmup=0, steps=4, **options)
         self.session = Session(config, args, SD)
         self.accelerator = Accelerator(cpu=True)

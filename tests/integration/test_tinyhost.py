@@ -16,10 +16,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, CLIPTokenizer
+
 from tinyhost import models, report, run
 from tinyhost.run import TinyRun
 from tinyhost.site import sitecustomize
-from transformers import AutoImageProcessor, AutoModel, CLIPTokenizer
 
 # The plain host
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tinyhost.models import HostModel, true_size_sd15, write_images
-from tinyhost.run import BUCKETS, CompletedRun, TinyRun, run_host
 
 from adt_plugin import __version__
 from adt_plugin.config import option_names
+from tinyhost.models import HostModel, true_size_sd15, write_images
+from tinyhost.run import BUCKETS, CompletedRun, TinyRun, run_host
 
 STEPS = ("--max_train_steps", "4")
 NUMBERS = ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")
@@ -23,7 +23,19 @@ NUMBERS = ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")
 @pytest.fixture(scope="session")
 def adt_options(tiny_dino: Path) -> tuple[str | Path, ...]:
     """`--adt` at the tiny models' size: a picture every second turn, one turn of warm-up."""
-    return ("--adt", "--adt_backbone", tiny_dino, "--adt_image_size", "56", "--adt_steps", "4", "--adt_warmup", "1", "--adt_pictures_every", "2")
+    return (
+        "--adt",
+        "--adt_backbone",
+        tiny_dino,
+        "--adt_image_size",
+        "56",
+        "--adt_steps",
+        "4",
+        "--adt_warmup",
+        "1",
+        "--adt_pictures_every",
+        "2",
+    )
 
 
 def rows(run: CompletedRun) -> list[dict[str, object]]:
@@ -63,7 +75,9 @@ def test_accelerate_launch_trains_saves_and_logs(launched: CompletedRun) -> None
     assert_trained_with_adt(launched, turns=4)
 
 
-def test_the_saved_file_says_what_it_was_trained_with_and_holds_no_discriminator(launched: CompletedRun, tiny_dino: Path) -> None:
+def test_the_saved_file_says_what_it_was_trained_with_and_holds_no_discriminator(
+    launched: CompletedRun, tiny_dino: Path
+) -> None:
     metadata = launched.metadata()
     assert {f"ss_{name}" for name in option_names() if name != "adt"} <= set(metadata)
     assert (metadata["ss_adt_steps"], metadata["ss_adt_backbone"]) == ("4", tiny_dino.name)
@@ -128,14 +142,18 @@ def test_an_idle_plugin_changes_no_bit(run_tiny: TinyRun, plain_run: CompletedRu
     assert not list(idle.output_dir.glob("*adt*"))
 
 
-def test_weight_zero_looks_on_and_changes_no_bit(run_tiny: TinyRun, plain_run: CompletedRun, adt_options: tuple[str | Path, ...]) -> None:
+def test_weight_zero_looks_on_and_changes_no_bit(
+    run_tiny: TinyRun, plain_run: CompletedRun, adt_options: tuple[str | Path, ...]
+) -> None:
     looking_on = run_tiny(*STEPS, "--network_dropout", "0.1", *adt_options, "--adt_weight", "0")
     assert_same_weights(looking_on, plain_run)
     assert [row["grad_norm"] for row in rows(looking_on)] == [0.0] * 4
     assert len(list(looking_on.output_dir.glob("*.png"))) == 2
 
 
-def test_with_a_weight_the_result_is_another(run_tiny: TinyRun, plain_run: CompletedRun, adt_options: tuple[str | Path, ...]) -> None:
+def test_with_a_weight_the_result_is_another(
+    run_tiny: TinyRun, plain_run: CompletedRun, adt_options: tuple[str | Path, ...]
+) -> None:
     trained = run_tiny(*STEPS, "--network_dropout", "0.1", *adt_options)
     assert_trained_with_adt(trained, turns=4)
     with pytest.raises(AssertionError):
@@ -166,8 +184,19 @@ def test_combinations_train(run_tiny: TinyRun, adt_options: tuple[str | Path, ..
     assert_trained_with_adt(run_tiny(*STEPS, *adt_options, *options), turns=4)
 
 
-def test_two_aspect_ratios_through_the_launcher_module(run_tiny: TinyRun, adt_options: tuple[str | Path, ...], tiny_bucket_images: Path) -> None:
-    run = run_tiny(*STEPS, *BUCKETS, "--cache_latents", *adt_options, "--adt_pictures_every", "1", images=tiny_bucket_images, launcher="module")
+def test_two_aspect_ratios_through_the_launcher_module(
+    run_tiny: TinyRun, adt_options: tuple[str | Path, ...], tiny_bucket_images: Path
+) -> None:
+    run = run_tiny(
+        *STEPS,
+        *BUCKETS,
+        "--cache_latents",
+        *adt_options,
+        "--adt_pictures_every",
+        "1",
+        images=tiny_bucket_images,
+        launcher="module",
+    )
     assert_trained_with_adt(run, turns=4)
     sizes = set()
     for path in run.output_dir.glob("*.png"):
@@ -207,7 +236,9 @@ def write_toml(folder: Path, **keys: object) -> Path:
 
 
 def test_options_come_from_a_toml_file_and_the_command_line_wins(run_tiny: TinyRun, tiny_dino: Path, tmp_path: Path) -> None:
-    config = write_toml(tmp_path, adt=True, adt_backbone=str(tiny_dino), adt_image_size=56, adt_steps=6, adt_warmup=1, adt_blocks=[2, 4])
+    config = write_toml(
+        tmp_path, adt=True, adt_backbone=str(tiny_dino), adt_image_size=56, adt_steps=6, adt_warmup=1, adt_blocks=[2, 4]
+    )
     run = run_tiny(*STEPS, "--config_file", config, "--adt_steps", "3")
     assert_trained_with_adt(run, turns=4)
     assert (run.metadata()["ss_adt_steps"], run.metadata()["ss_adt_blocks"]) == ("3", "2,4")
@@ -249,8 +280,27 @@ def test_a_true_size_sd15_trains(host_dir: Path, tiny_dino: Path, tmp_path_facto
     """Random weights of the real sizes (2 GB on disk, some 6 GB of memory), 128 pixels, a few minutes on a CPU."""
     model = true_size_sd15(tmp_path_factory.mktemp("sd15"))
     images = write_images(tmp_path_factory.mktemp("images"), sizes=((128, 128),))
-    options = ("--resolution", "128,128", "--max_train_steps", "3", "--network_train_unet_only", "--gradient_checkpointing", "--sdpa")
-    adt = ("--adt", "--adt_backbone", tiny_dino, "--adt_image_size", "56", "--adt_steps", "4", "--adt_warmup", "1", "--adt_profile")
+    options = (
+        "--resolution",
+        "128,128",
+        "--max_train_steps",
+        "3",
+        "--network_train_unet_only",
+        "--gradient_checkpointing",
+        "--sdpa",
+    )
+    adt = (
+        "--adt",
+        "--adt_backbone",
+        tiny_dino,
+        "--adt_image_size",
+        "56",
+        "--adt_steps",
+        "4",
+        "--adt_warmup",
+        "1",
+        "--adt_profile",
+    )
     output = tmp_path_factory.mktemp("sd15_output")
     run = run_host(
         "train_network.py", *options, *adt, host_dir=host_dir, model=model, images=images, output_dir=output, timeout=3000
