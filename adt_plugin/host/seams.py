@@ -49,7 +49,7 @@ def resolve(seam: Seam) -> tuple[ModuleType, Function]:
     for name in seam.modules:
         module = sys.modules.get(name)
         function = getattr(module, seam.function, None)
-        if callable(function) and getattr(inspect.unwrap(function), "__module__", None) == name:
+        if module is not None and callable(function) and getattr(inspect.unwrap(function), "__module__", None) == name:
             return module, function
     looked_at = ", ".join(f"{name} ({_place(name)})" for name in seam.modules)
     raise SeamError(f"the seam {seam.function} ({seam.purpose}) was not found: expected its definition in one of {looked_at}")
@@ -114,7 +114,7 @@ def patch_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
         else:
             setattr(owner, name, own)
 
-    wrapper._adt_undo = undo  # type: ignore[attr-defined]
+    wrapper._adt_undo = undo
     setattr(owner, name, wrapper)
     return undo
 
