@@ -104,7 +104,7 @@ def patch_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
     if not callable(method):
         raise SeamError(f"the seam {type(owner).__name__}.{name} was not found: expected a method, found {method!r}")
     if getattr(method, "_adt_undo", None) is not None:
-        return method._adt_undo  # type: ignore[attr-defined]
+        return method._adt_undo
     own = vars(owner).get(name)
     wrapper = functools.wraps(method)(wrap(method))
 
@@ -114,7 +114,7 @@ def patch_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
         else:
             setattr(owner, name, own)
 
-    wrapper._adt_undo = undo
+    wrapper._adt_undo = undo  # type: ignore[attr-defined]
     setattr(owner, name, wrapper)
     return undo
 
