@@ -116,6 +116,13 @@ class ADTConfig:
         "differentiable augmentations of the discriminator's inputs, or none",
         "識別器入力の微分可能なデータ拡張",
     )
+    noise: float = option(
+        0.3,
+        "standard deviation of the noise on the discriminator's inputs",
+        "識別器入力に加えるノイズの標準偏差",
+        low=0.0,
+        high=10.0,
+    )
     image_size: int = option(
         224,
         "images reach the discriminator with this number of pixels squared, aspect ratio kept",

@@ -79,14 +79,19 @@ class Augment:
         names: of `AUGMENTATIONS`, or `shift`.
         patch_size: the backbone's, in pixels.
         generator: CPU generator of all draws.
+        noise: standard deviation of the Gaussian noise that is added last (instance noise, arXiv 1610.04490): what it
+            drowns, the discriminator cannot use and the generator need not imitate.
     """
 
-    def __init__(self, names: Sequence[str], patch_size: int, generator: torch.Generator) -> None:
+    def __init__(self, names: Sequence[str], patch_size: int, generator: torch.Generator, noise: float = 0.0) -> None:
         table = AUGMENTATIONS | {"shift": lambda images, generator: shift(images, generator, patch_size)}
         self.chosen = [table[name] for name in names]
-        self.generator = generator
+        self.generator, self.noise = generator, noise
 
     def __call__(self, images: Tensor) -> Tensor:
         for augmentation in self.chosen:
             images = augmentation(images, self.generator)
-        return images
+        if self.noise == 0:
+            return images
+        drawn = torch.randn(images.shape, generator=self.generator).to(images.device, images.dtype)
+        return images + self.noise * drawn

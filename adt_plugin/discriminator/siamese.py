@@ -38,10 +38,10 @@ class Observation:
 
 
 class SiameseScore(nn.Module):
-    """Cosine similarity of the two images' embeddings, mean over positions and blocks.
+    """Cosine similarity of the two images' embeddings at the same position, mean over positions and blocks.
 
-    The positions' embeddings are averaged before the cosine, so that the score compares what is in the images, not where
-    (the views are moved independently).
+    Averaging the embeddings over the image before the cosine instead loses most of what tells the images of a pair apart
+    (measured on the miniature, docs/method.md).
 
     Args:
         channels: of each block's features.
@@ -55,8 +55,8 @@ class SiameseScore(nn.Module):
 
     def cosines(self, first: Features, second: Features) -> Tensor:
         """`(blocks, B)` in [-1, 1]."""
-        embedded = [(head(a).mean((2, 3)), head(b).mean((2, 3))) for head, a, b in zip(self.heads, first, second, strict=True)]
-        return torch.stack([F.cosine_similarity(a, b) for a, b in embedded])
+        embedded = [(head(a), head(b)) for head, a, b in zip(self.heads, first, second, strict=True)]
+        return torch.stack([F.cosine_similarity(a, b, dim=1).mean((1, 2)) for a, b in embedded])
 
     def forward(self, first: Features, second: Features) -> Tensor:
         """Scores `(B,)` of pairs."""
@@ -94,6 +94,7 @@ class Discriminator(nn.Module):
         kind: `siamese` or `unary`.
         width: channels of the heads.
         augment: names of augmentations, applied to every input.
+        noise: standard deviation of the Gaussian noise on every input, in units of the images' [-1, 1].
         image_size: images are resized to about `image_size^2` pixels, aspect ratio kept, sides multiples of the backbone's
             patch; None leaves them as they are.
         seed: of the heads' initial weights and of all augmentation draws.
@@ -105,6 +106,7 @@ class Discriminator(nn.Module):
         kind: str = "siamese",
         width: int = 256,
         augment: Sequence[str] = (),
+        noise: float = 0.0,
         image_size: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -114,7 +116,7 @@ class Discriminator(nn.Module):
             torch.manual_seed(seed)
             self.score = SCORES[kind](backbone.channels, width)
         self.generator = torch.Generator().manual_seed(seed)
-        self.augment = Augment(augment, backbone.patch_size, self.generator)
+        self.augment = Augment(augment, backbone.patch_size, self.generator, noise)
 
     def fitted(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` of any aspect ratio at the size that the backbone is given."""

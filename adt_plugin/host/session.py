@@ -86,6 +86,7 @@ class Session:
                 kind=config.disc_type,
                 width=config.disc_width,
                 augment=config.augmentations,
+                noise=config.noise,
                 image_size=config.image_size,
                 seed=config.seed,
             )

@@ -236,6 +236,12 @@ def test_no_augmentation_leaves_the_images_alone() -> None:
     assert torch.equal(Augment([], 14, generator())(images()), images())
 
 
+def test_noise_of_the_given_strength_is_added_anew_to_every_image() -> None:
+    out = Augment([], 14, generator(), noise=0.3)(torch.zeros(4, 3, 64, 64))
+    assert float(out.std()) == pytest.approx(0.3, rel=0.02)
+    assert not torch.equal(out[0], out[1])
+
+
 def test_the_shift_moves_by_at_most_half_a_patch_and_reaches_both_ends() -> None:
     marked = torch.zeros(400, 1, 32, 32)
     marked[:, :, 16, 16] = 1
