@@ -108,7 +108,7 @@ class ADTConfig:
         "識別器の種類",
         choices=("siamese", "unary"),
     )
-    disc_lr: float = option(1e-3, "learning rate of the discriminator's heads (AdamW)", "識別器の学習率", low=0.0, high=1.0)
+    disc_lr: float = option(5e-4, "learning rate of the discriminator's heads (AdamW)", "識別器の学習率", low=0.0, high=1.0)
     disc_betas: str = option("0.0,0.99", "AdamW betas of the discriminator's heads", "識別器のAdamWのbeta")
     disc_width: int = option(256, "channels of the discriminator's heads", "識別器ヘッドのチャンネル数", low=8, high=8192)
     augment: str = option(
@@ -117,7 +117,7 @@ class ADTConfig:
         "識別器入力の微分可能なデータ拡張",
     )
     noise: float = option(
-        0.3,
+        0.0,
         "standard deviation of the noise on the discriminator's inputs",
         "識別器入力に加えるノイズの標準偏差",
         low=0.0,

@@ -247,7 +247,7 @@ class AdversarialTurn:
 
     def _train_discriminator(self, observed: Observation) -> tuple[Tensor, Tensor]:
         """One hinge step of the heads; returns the loss and the mean score of the positive pairs."""
-        score_real, score_gen = self.discriminator.score_real(observed), self.discriminator.score_gen(observed)
+        score_real, score_gen = self.discriminator.scores(observed)
         loss = discriminator_hinge(score_real, score_gen)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -22,6 +22,10 @@ SCORE_SCALE = 10.0
 """A cosine lies in [-1, 1], the hinge's margins at -1 and 1: the scale lets a difference of 0.2 fill them (ours)."""
 
 Features = list[Tensor]
+"""Of the backbone, one `(B, C_i, h_i, w_i)` per block."""
+
+Embedded = list[Tensor]
+"""Of the heads, one `(B, D, h_i, w_i)` per block."""
 
 
 @dataclass
@@ -53,19 +57,19 @@ class SiameseScore(nn.Module):
         self.heads = nn.ModuleList(Head(c, width, width) for c in channels)
         self.bias = nn.Parameter(torch.zeros(len(channels)))
 
-    def cosines(self, first: Features, second: Features) -> Tensor:
-        """`(blocks, B)` in [-1, 1]."""
-        embedded = [(head(a), head(b)) for head, a, b in zip(self.heads, first, second, strict=True)]
-        return torch.stack([F.cosine_similarity(a, b, dim=1).mean((1, 2)) for a, b in embedded])
-
-    def forward(self, first: Features, second: Features) -> Tensor:
+    def compare(self, first: Embedded, second: Embedded) -> Tensor:
         """Scores `(B,)` of pairs."""
         return SCORE_SCALE * (self.cosines(first, second) - self.bias.unsqueeze(1)).mean(0)
 
+    @staticmethod
+    def cosines(first: Embedded, second: Embedded) -> Tensor:
+        """`(blocks, B)` in [-1, 1]."""
+        return torch.stack([F.cosine_similarity(a, b, dim=1).mean((1, 2)) for a, b in zip(first, second, strict=True)])
+
     @torch.no_grad()
-    def calibrate(self, observed: Observation) -> None:
-        """Set the bias so that a positive pair scores 0: an uncalibrated cosine leaves the hinge at chance (measured)."""
-        self.bias.copy_(averaged(self.cosines(observed.real, observed.real_again).mean(1)))
+    def calibrate(self, first: Embedded, second: Embedded) -> None:
+        """Set the bias so that positive pairs score 0: an uncalibrated cosine leaves the hinge at chance (measured)."""
+        self.bias.copy_(averaged(self.cosines(first, second).mean(1)))
 
 
 class UnaryScore(nn.Module):
@@ -75,11 +79,12 @@ class UnaryScore(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList(Head(c, width, 1) for c in channels)
 
-    def forward(self, first: Features, second: Features) -> Tensor:
+    @staticmethod
+    def compare(first: Embedded, second: Embedded) -> Tensor:
         """Scores `(B,)`; the second image is not looked at."""
-        return torch.stack([head(a).mean((1, 2, 3)) for head, a in zip(self.heads, first, strict=True)]).mean(0)
+        return torch.stack([a.mean((1, 2, 3)) for a in first]).mean(0)
 
-    def calibrate(self, observed: Observation) -> None:
+    def calibrate(self, first: Embedded, second: Embedded) -> None:
         """Nothing to calibrate: a unary score starts near 0."""
 
 
@@ -144,16 +149,23 @@ class Discriminator(nn.Module):
         for standardize, features in zip(standardizers, real_features, strict=True):
             standardize.update(features)
         if first_time:
-            self.score.calibrate(observed)
+            self.score.calibrate(*self.embed(observed.real, observed.real_again))
         return observed
+
+    def embed(self, *observed: Features) -> list[Embedded]:
+        """Embeddings of several images of one batch each; every head runs once, on all of them."""
+        blocks = [torch.cat(block) for block in zip(*observed, strict=True)]
+        embedded = [head(block).chunk(len(observed)) for head, block in zip(self.score.heads, blocks, strict=True)]
+        return [list(image) for image in zip(*embedded, strict=True)]
 
     def score_gen(self, observed: Observation) -> Tensor:
         """D(gen, real) `(B,)`."""
-        return self.score(observed.gen, observed.real)
+        return self.score.compare(*self.embed(observed.gen, observed.real))
 
-    def score_real(self, observed: Observation) -> Tensor:
-        """D(real, real') of two augmented views of the same real image `(B,)`."""
-        return self.score(observed.real_again, observed.real)
+    def scores(self, observed: Observation) -> tuple[Tensor, Tensor]:
+        """D(real, real') of two augmented views of the same real image, and D(gen, real), both `(B,)`."""
+        again, gen, real = self.embed(observed.real_again, observed.gen, observed.real)
+        return self.score.compare(again, real), self.score.compare(gen, real)
 
 
 def fitting_size(height: int, width: int, image_size: int, patch_size: int) -> tuple[int, int]:

@@ -165,13 +165,21 @@ def test_standardisation_is_frozen_after_its_updates_and_survives_a_state_dict()
 def test_positive_pairs_start_at_a_score_of_zero() -> None:
     discriminator = toy_discriminator()
     observed = discriminator.observe(images(8, seed=1), images(8, seed=2))
-    assert float(discriminator.score_real(observed).detach().mean()) == pytest.approx(0, abs=1e-4)
+    assert float(discriminator.scores(observed)[0].detach().mean()) == pytest.approx(0, abs=1e-4)
+
+
+def test_both_scores_at_once_are_those_of_each_alone() -> None:
+    discriminator = toy_discriminator()
+    observed = discriminator.observe(images(4, seed=1), images(4, seed=2))
+    real, gen = discriminator.scores(observed)
+    torch.testing.assert_close(gen, discriminator.score_gen(observed))
+    torch.testing.assert_close(real, discriminator.score.compare(*discriminator.embed(observed.real_again, observed.real)))
 
 
 def test_the_siamese_score_of_two_equal_images_is_the_highest_there_is() -> None:
     discriminator = toy_discriminator(augment=())
     observed = discriminator.observe(images(4, seed=1), images(4, seed=2))
-    same = discriminator.score(observed.real, observed.real)
+    same = discriminator.score.compare(*discriminator.embed(observed.real, observed.real))
     assert (same > discriminator.score_gen(observed)).all()
 
 

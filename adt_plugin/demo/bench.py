@@ -1,0 +1,211 @@
+"""`python -m adt_plugin bench`: several seeds, ablations, equal steps and equal wall time; resumable."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from adt_plugin.demo import pictures, report
+from adt_plugin.demo.cells import Cell, CellStore, write_atomically
+from adt_plugin.demo.evaluate import SAMPLER_STEPS
+from adt_plugin.demo.finetune import Budget
+from adt_plugin.demo.pictures import Curve
+from adt_plugin.demo.progress import Bar
+from adt_plugin.demo.study import Setting, Study, grading_work, open_study, tuning_work
+from adt_plugin.demo.variants import (
+    ABLATIONS,
+    ADT,
+    ALL_SAMPLERS,
+    BASE,
+    DIFFUSION,
+    FAST_DIFFUSION,
+    FROZEN_HEADS,
+    SLOW_DIFFUSION,
+    SPARSE_ADT,
+    Variant,
+    hurried,
+)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A budget as data: optimizer steps or seconds."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.seconds:g} s" if self.seconds is not None else f"{self.steps} steps"
+
+    def budget(self) -> Budget:
+        """A fresh budget, its clock not yet started."""
+        return Budget(self.steps, self.seconds)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: a variant, how long it is tuned, and its name in the table."""
+
+    name: str
+    variant: Variant
+    limit: Limit
+
+    @property
+    def label(self) -> str:
+        """Begins the names of its cells' files."""
+        return re.sub(r"[^a-z0-9.]+", "-", f"{self.variant.name} {self.limit}".lower())
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of the benchmark, and what it is there to show."""
+
+    title: str
+    text: str
+    rows: tuple[Row, ...]
+    samplers: tuple[str, ...] = ("ddim",)
+
+
+def benchmark(steps: int, seconds: float, curve: tuple[float, ...]) -> tuple[Section, ...]:
+    """All tables of the benchmark."""
+    by_steps, by_time = Limit(steps=steps), Limit(seconds=seconds)
+    compared = (BASE, SLOW_DIFFUSION, DIFFUSION, FAST_DIFFUSION, FROZEN_HEADS, ADT)
+    timed = (BASE, DIFFUSION, FAST_DIFFUSION, FROZEN_HEADS, SPARSE_ADT, ADT)
+    over_time = [Row(f"{v.name}, {limit:g} s", v, Limit(seconds=limit)) for v in (DIFFUSION, ADT) for limit in curve]
+    return (
+        Section("Equal optimizer steps", "What a step with an adversarial turn buys.", _rows(compared, by_steps), ALL_SAMPLERS),
+        Section("Equal wall time", "What a second buys: a step with a turn costs several without.", _rows(timed, by_time)),
+        Section(
+            "Distance against wall time", "Every row is a run of its own, with the learning rate's decay.", tuple(over_time)
+        ),
+        Section("Ablations", "Each row changes one thing of ADT.", _rows((ADT, *ABLATIONS), by_steps)),
+    )
+
+
+def _rows(variants: tuple[Variant, ...], limit: Limit) -> tuple[Row, ...]:
+    return tuple(Row(variant.name, variant, limit) for variant in variants)
+
+
+def hurried_sections(tables: tuple[Section, ...]) -> tuple[Section, ...]:
+    """The same with hardly any warm-up: for runs that only show that everything works."""
+    return tuple(
+        replace(table, rows=tuple(replace(row, variant=hurried(row.variant)) for row in table.rows)) for table in tables
+    )
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What the command line sets; `sections` is what will be run, from `benchmark`."""
+
+    out: Path
+    cache: Path
+    sections: tuple[Section, ...]
+    seeds: int = 3
+    setting: Setting = Setting()
+
+    def jobs(self) -> Iterator[tuple[Section, Row, int]]:
+        """What is to be run, in order. The base is the same for every seed."""
+        for section in self.sections:
+            for row in section.rows:
+                for seed in range(self.seeds if row.variant.plan else 1):
+                    yield section, row, seed
+
+
+@dataclass
+class BenchResults:
+    """The finished cells by section."""
+
+    options: BenchOptions
+    cells: dict[str, list[Cell]] = field(default_factory=dict)
+
+    def add(self, section: Section, cell: Cell) -> None:
+        """Take in a finished cell and write everything anew."""
+        self.cells.setdefault(section.title, []).append(cell)
+        self.write()
+
+    def write(self) -> None:
+        """`benchmark.md` and `benchmark.json`, of what is finished so far."""
+        write_atomically(self.options.out / "benchmark.md", "\n\n".join(self.paragraphs()) + "\n")
+        report.write_json(self.options.out / "benchmark.json", self.options.setting, self.cells)
+
+    def paragraphs(self) -> Iterator[str]:
+        """The Markdown report."""
+        setting = self.options.setting
+        yield "# Benchmark of the miniature"
+        yield (
+            f"Written by `python -m adt_plugin bench`. FD is the Fréchet distance to the {setting.split} digits "
+            f"(lower is better) of {setting.samples} samples from white noise, the same noise for every run. "
+            f"Figures are mean ± standard deviation over seeds. "
+            f"Tuning times are wall time on {setting.threads} thread(s), without pretraining and evaluation."
+        )
+        for section in self.options.sections:
+            if section.title in self.cells:
+                yield from self._section(section, report.grouped(self.cells[section.title]))
+
+    def _section(self, section: Section, groups: report.Groups) -> Iterator[str]:
+        yield f"## {section.title}\n\n{section.text}"
+        for sampler in section.samplers:
+            shown = {name: cells for name, cells in groups.items() if sampler in cells[0].scores}
+            if shown and len(section.samplers) > 1:
+                yield f"### Sampled with {sampler}"
+            if shown:
+                yield report.comparison(shown, sampler)
+        rivals = [name for name in groups if name == BASE.name or name.startswith("diffusion only")]
+        if ADT.name in groups and rivals:
+            yield report.gain(groups, ADT.name, rivals)
+
+
+def run_bench(results: BenchResults) -> None:
+    """Run what is not yet in the store of `options.out`, and write tables, JSON and the picture."""
+    options = results.options
+    store = CellStore(options.out / "cells")
+    with Bar(bench_work(options)) as bar:
+        bar.name("pretraining, kept for next time")
+        study = open_study(options.setting, options.cache, bar.advance)
+        for section, row, seed in options.jobs():
+            bar.name(f"{row.variant.name}, {row.limit}, seed {seed}")
+            results.add(section, _cell(study, store, row, seed))
+    draw_over_time(results)
+
+
+def _cell(study: Study, store: CellStore, row: Row, seed: int) -> Cell:
+    """The cell of a row and a seed, from the store or measured now."""
+
+    def measured() -> Cell:
+        return study.grade(row.variant, study.tune(row.variant.plan, row.limit.budget(), seed), seed)
+
+    cell, fresh = store.get_or_run(f"{row.label}-seed{seed}", (study.setting, row.variant, row.limit, seed), measured)
+    if not fresh:
+        study.progress(row_work(study.setting, row))
+    return replace(cell, run=row.name)
+
+
+def row_work(setting: Setting, row: Row) -> float:
+    """What one seed of a row will cost, in diffusion steps, roughly."""
+    return tuning_work(row.variant.plan, row.limit.budget()) + grading_work(setting, row.variant)
+
+
+def bench_work(options: BenchOptions) -> float:
+    """Of the whole benchmark from nothing, in diffusion steps, roughly."""
+    return options.setting.recipe.work + sum(row_work(options.setting, row) for _, row, _ in options.jobs())
+
+
+def draw_over_time(results: BenchResults) -> None:
+    """`wall-time.png`: distance against wall time from the section of that name, one panel per number of sampler steps."""
+    section = next(section for section in results.options.sections if section.title == "Distance against wall time")
+    groups = report.grouped(results.cells[section.title])
+    names = dict.fromkeys(row.variant.name for row in section.rows)
+    panels = {
+        (f"at {steps} sampler steps", "seconds of tuning"): {
+            name: _curves([groups[row.name] for row in section.rows if row.variant.name == name], steps) for name in names
+        }
+        for steps in SAMPLER_STEPS
+    }
+    pictures.curves(results.options.out / "wall-time.png", panels)
+
+
+def _curves(points: list[list[Cell]], steps: int) -> list[Curve]:
+    """One curve per seed through the cells of successive limits."""
+    return [[(cell.seconds, cell.scores["ddim"][steps].fd) for cell in seeds] for seeds in zip(*points, strict=True)]

@@ -1,0 +1,138 @@
+"""`python -m adt_plugin demo`: base, diffusion-only fine-tune and ADT side by side, in minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adt_plugin.demo import pictures, report
+from adt_plugin.demo.cells import Cell, write_atomically
+from adt_plugin.demo.diffusion import sample
+from adt_plugin.demo.finetune import Budget, tunable_copy
+from adt_plugin.demo.progress import Bar
+from adt_plugin.demo.study import Setting, Study, Tuned, grading_work, open_study, sampling_work, tuning_work
+from adt_plugin.demo.variants import ADT, BASE, DIFFUSION, Variant
+
+COMPARED = tuple(replace(variant, samplers=("ddim",)) for variant in (BASE, DIFFUSION, ADT))
+CURVE_POINTS, CURVE_STEPS = 5, 10
+GRID_STEPS = (5, 10)
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the command line sets.
+
+    Attributes:
+        curve_samples: drawn for each point of the curve over time.
+        variants: what is compared, the base first.
+    """
+
+    out: Path
+    cache: Path
+    seeds: int = 1
+    steps: int = 300
+    curve_samples: int = 1000
+    variants: tuple[Variant, ...] = COMPARED
+    setting: Setting = Setting()
+
+
+@dataclass
+class DemoResults:
+    """What has been measured so far; written after every run, so that an interruption loses one run at most.
+
+    Attributes:
+        cells: one per run.
+        curves: by variant, one curve per seed: seconds of tuning, distance at 10 steps.
+        tuned: the first seed's denoisers by variant, for the sample grids.
+    """
+
+    options: DemoOptions
+    cells: list[Cell] = field(default_factory=list)
+    curves: dict[str, list[list[tuple[float, float]]]] = field(default_factory=dict)
+    tuned: dict[str, Tuned] = field(default_factory=dict)
+
+    def add(self, cell: Cell) -> None:
+        """Take in a finished run; write table and JSON."""
+        self.cells.append(cell)
+        write_atomically(self.options.out / "results.md", self.table() + "\n")
+        report.write_json(self.options.out / "results.json", self.options.setting, {"demo": self.cells})
+
+    def table(self) -> str:
+        """The comparison so far, in Markdown."""
+        return report.comparison(report.grouped(self.cells))
+
+
+def run_demo(results: DemoResults) -> None:
+    """Train, tune, compare; writes `results.md`, `results.json`, `samples.png` and `curves.png` into `options.out`."""
+    options = results.options
+    with Bar(demo_work(options)) as bar:
+        bar.name("pretraining, kept for next time")
+        study = open_study(options.setting, options.cache, bar.advance)
+        for seed in range(options.seeds):
+            for variant in options.variants if seed == 0 else options.variants[1:]:  # one base for all seeds
+                bar.name(f"{variant.name}, seed {seed}" if variant.plan else variant.name)
+                _run(study, variant, seed, results)
+        bar.name("pictures")
+        draw(study, results)
+
+
+def demo_work(options: DemoOptions) -> float:
+    """Of the whole demo from an empty cache, in diffusion steps, roughly."""
+
+    def run(variant: Variant) -> float:
+        points = 1 if variant.plan is None else CURVE_POINTS
+        curve = points * sampling_work(options.curve_samples, [CURVE_STEPS])
+        return tuning_work(variant.plan, Budget(steps=options.steps)) + grading_work(options.setting, variant) + curve
+
+    return options.setting.recipe.work + run(options.variants[0]) + options.seeds * sum(map(run, options.variants[1:]))
+
+
+def _run(study: Study, variant: Variant, seed: int, results: DemoResults) -> None:
+    """Tune one variant, grade it and its way there."""
+    waypoints: list[Tuned] = []
+
+    def look(tuned: Tuned, progress: float) -> None:
+        if progress >= (len(waypoints) + 1) / CURVE_POINTS:
+            waypoints.append(replace(tuned, unet=tunable_copy(tuned.unet)))
+
+    tuned = study.tune(variant.plan, Budget(steps=results.options.steps), seed, look)
+    results.add(study.grade(variant, tuned, seed))
+    results.tuned.setdefault(variant.name, tuned)
+    curve = [(point.seconds, _curve_distance(study, point, results.options.curve_samples)) for point in waypoints or [tuned]]
+    results.curves.setdefault(variant.name, []).append(curve)
+
+
+def _curve_distance(study: Study, tuned: Tuned, samples: int) -> float:
+    scores = study.exam.shortened(samples).grade(tuned.unet, steps=[CURVE_STEPS])
+    study.progress(sampling_work(samples, [CURVE_STEPS]))
+    return scores["ddim"][CURVE_STEPS].fd
+
+
+def _panels(study: Study, results: DemoResults) -> Iterator[tuple[str, Tensor]]:
+    """One line of panels per number of sampler steps, real digits at its end."""
+    noise, labels = study.exam.noise[:80], study.exam.labels[:80]
+    by_class = [study.train.images[study.train.labels == label][:8] for label in range(10)]
+    real = torch.stack(by_class, dim=1).flatten(0, 1)  # (8, 10, 1, H, W) -> (80, 1, H, W), one column per class
+    for steps in GRID_STEPS:
+        for name, tuned in results.tuned.items():
+            yield f"{name}, {steps} steps", sample(tuned.unet, noise, labels, steps)
+        yield "training images", real
+
+
+def draw(study: Study, results: DemoResults) -> None:
+    """Both pictures: samples of every run from the same noise, and the curves."""
+    out = results.options.out
+    pictures.sample_grids(out / "samples.png", list(_panels(study, results)), columns=len(results.tuned) + 1)
+    start = results.curves[BASE.name][0][0]
+    over_time = {name: [[start, *curve] for curve in seeds] for name, seeds in results.curves.items() if name != BASE.name}
+    pictures.curves(
+        out / "curves.png",
+        {
+            ("after tuning", "sampler steps"): report.by_sampler_steps(results.cells),
+            (f"while tuning, at {CURVE_STEPS} sampler steps", "seconds of tuning"): over_time,
+        },
+    )

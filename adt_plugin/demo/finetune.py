@@ -1,0 +1,137 @@
+"""Fine-tuning with adversarial supervision: the worked example of `AdversarialTurn` in a training loop of one's own.
+
+`finetune` is the whole loop; everything ADT needs is the four lines that mention `turn`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adt_plugin.config import ADTConfig
+from adt_plugin.demo.base import Base, adamw, decay, set_learning_rate
+from adt_plugin.demo.data import Digits, batches, decode, encode
+from adt_plugin.demo.diffusion import alphas_cumprod, diffusion_pair
+from adt_plugin.demo.models import UNet
+from adt_plugin.discriminator import Discriminator, FrozenBackbone
+from adt_plugin.sampling import build_scheduler
+from adt_plugin.turn import AdversarialTurn
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to fine-tune.
+
+    Attributes:
+        lr: of the denoiser (AdamW), constant over the first half, then falling linearly to 0.
+        batch_size: images per optimizer step.
+        adt: options of the adversarial turn; None trains with the diffusion loss only.
+        diffusion: False leaves the diffusion loss out, an ablation.
+        turn: class of the adversarial turn; ablations bring their own.
+    """
+
+    lr: float = 3e-4
+    batch_size: int = 32
+    adt: ADTConfig | None = None
+    diffusion: bool = True
+    turn: type[AdversarialTurn] = AdversarialTurn
+
+
+@dataclass
+class Budget:
+    """How long to train: a number of optimizer steps, or of seconds from the first look at the clock.
+
+    Raises ValueError unless exactly one of the two is given.
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+    taken: int = field(default=0, init=False)
+    began: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.seconds is None):
+            raise ValueError("a budget is a number of steps or of seconds: give one of the two")
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the clock was first looked at."""
+        now = time.perf_counter()
+        if self.began is None:
+            self.began = now
+        return now - self.began
+
+    @property
+    def progress(self) -> float:
+        """The share that is used up: 0 at the start, 1 or more at the end."""
+        elapsed = self.elapsed
+        return self.taken / self.steps if self.steps is not None else elapsed / (self.seconds or 1.0)
+
+
+def finetune(
+    unet: UNet,
+    train: Digits,
+    plan: Plan,
+    budget: Budget,
+    turn: AdversarialTurn | None,
+    seed: int,
+    after_step: Callable[[Budget], object] = lambda budget: None,
+) -> None:
+    """Train `unet` in place until the budget is used up.
+
+    The discriminator's warm-up comes before the first optimizer step; a budget in seconds pays for it.
+
+    Args:
+        turn: from `build_turn`; None trains with the diffusion loss only.
+        seed: of the batches, the noise and the timesteps; the turn has its own.
+        after_step: called after every optimizer step.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = adamw(unet, plan.lr)
+    for images, labels in batches(train, plan.batch_size, generator):
+        if budget.progress >= 1:
+            return
+        latents = encode(images)
+        denoiser = partial(unet, labels=labels)
+        if turn is not None and turn.warming_up:
+            turn(denoiser, latents)
+            continue
+
+        noisy, timesteps, noise = diffusion_pair(latents, generator)
+        noise_pred = denoiser(noisy, timesteps)
+        loss = F.mse_loss(noise_pred, noise)
+        if turn is not None:
+            turn.watch(noise_pred)
+        loss.backward(inputs=None if plan.diffusion else [noise_pred])  # without the loss, its norm is still the measure
+        if turn is not None and turn.due(budget.taken):
+            turn(denoiser, latents)
+
+        set_learning_rate(optimizer, plan.lr * decay(budget.progress))
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        budget.taken += 1
+        after_step(budget)
+
+
+def build_turn(base: Base, plan: Plan, seed: int) -> AdversarialTurn | None:
+    """The plan's adversarial turn over the miniature's backbone and decoder; None for a plan without one."""
+    if plan.adt is None:
+        return None
+    config = replace(plan.adt, seed=seed)
+    backbone = FrozenBackbone(base.backbone, base.backbone.channels)
+    discriminator = Discriminator(backbone, config.disc_type, config.disc_width, config.augmentations, config.noise, seed=seed)
+    scheduler = build_scheduler(config.sampler, alphas_cumprod(), "epsilon", config.spacing)
+    return plan.turn(config, scheduler=scheduler, decode=decode, discriminator=discriminator)
+
+
+def tunable_copy(unet: UNet) -> UNet:
+    """A trainable copy of a frozen denoiser."""
+    return copy.deepcopy(unet).requires_grad_(True).train()

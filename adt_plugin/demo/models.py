@@ -1,0 +1,149 @@
+"""The miniature's networks: the denoiser, the metric's classifier and the discriminator's backbone.
+
+The last two must not be alike, or the discriminator would be trained on the metric: the classifier is a plain
+supervised ReLU network, the backbone a residual GroupNorm network that has only learnt to tell rotations apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adt_plugin.demo.data import CLASSES, LATENT_SHAPE
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """PyTorch's layers draw their weights from the global generator: seed it inside, restore it after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+class ResBlock(nn.Module):
+    """GroupNorm, SiLU, 3x3 convolution, twice, with the time embedding added between: DDPM's block (arXiv 2006.11239)."""
+
+    def __init__(self, in_channels: int, out_channels: int, embedding: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.project = nn.Linear(embedding, out_channels)
+        self.norm2 = nn.GroupNorm(8, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """`x` (B, in_channels, h, w), `emb` (B, embedding) -> (B, out_channels, h, w)."""
+        h = self.conv1(F.silu(self.norm1(x))) + self.project(emb)[:, :, None, None]
+        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class UNet(nn.Module):
+    """Class-conditional noise prediction on latents `(B, 4, 8, 8)`: two resolutions, 147 thousand parameters."""
+
+    def __init__(self, width: int = 16, embedding: int = 64) -> None:
+        super().__init__()
+        channels, wide = LATENT_SHAPE[0], 2 * width
+        self.time = nn.Sequential(nn.Linear(32, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.label = nn.Embedding(CLASSES, embedding)
+        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        self.down1 = ResBlock(width, width, embedding)
+        self.downsample = nn.Conv2d(width, wide, 3, stride=2, padding=1)
+        self.down2 = ResBlock(wide, wide, embedding)
+        self.mid = nn.ModuleList([ResBlock(wide, wide, embedding), ResBlock(wide, wide, embedding)])
+        self.up2 = nn.ModuleList([ResBlock(2 * wide, wide, embedding), ResBlock(wide, wide, embedding)])
+        self.upsample = nn.Conv2d(wide, width, 3, padding=1)
+        self.up1 = ResBlock(2 * width, width, embedding)
+        self.norm_out = nn.GroupNorm(8, width)
+        self.conv_out = nn.Conv2d(width, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+        """Predicted noise, shaped as `x` (B, 4, 8, 8); `timesteps` (B,) in 0..999, `labels` (B,) in 0..9."""
+        emb = F.silu(self.time(sinusoids(timesteps).to(x.dtype)) + self.label(labels))
+        skip1 = self.down1(self.conv_in(x), emb)
+        skip2 = h = self.down2(self.downsample(skip1), emb)
+        for block in self.mid:
+            h = block(h, emb)
+        h = torch.cat([h, skip2], dim=1)
+        for block in self.up2:
+            h = block(h, emb)
+        h = self.upsample(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        h = self.up1(torch.cat([h, skip1], dim=1), emb)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def sinusoids(timesteps: Tensor, size: int = 32) -> Tensor:
+    """Sinusoidal embedding `(B, size)` of `timesteps` (B,), frequencies from 1 to 1e-4 (arXiv 1706.03762)."""
+    half = size // 2
+    frequencies = torch.exp(-math.log(1e4) * torch.arange(half, device=timesteps.device) / half)
+    angles = timesteps[:, None].float() * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Classifier(nn.Module):
+    """The metric's eye: a supervised digit classifier whose 48 penultimate activations are the metric's features."""
+
+    features_dim = 48
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(32 * 4 * 4, self.features_dim), nn.ReLU()),
+        )
+        self.head = nn.Linear(self.features_dim, CLASSES)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features `(B, 48)` >= 0 of images `(B, 1, 16, 16)` in [-1, 1]."""
+        return self.body(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class logits `(B, 10)` of images `(B, 1, 16, 16)` in [-1, 1]."""
+        return self.head(self.features(images))
+
+
+class ResidualStage(nn.Module):
+    """Strided 3x3 convolution, then one residual GroupNorm block with LeakyReLU: `(B, C, h, w)` -> `(B, C', h/s, w/s)`."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.shrink = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.norm = nn.GroupNorm(4, out_channels)
+        self.conv = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.shrink(x)
+        return x + self.conv(F.leaky_relu(self.norm(x), 0.2))
+
+
+class RotationNet(nn.Module):
+    """The discriminator's backbone, self-supervised by predicting rotations (RotNet, arXiv 1803.07728).
+
+    Stands where DINOv2 stands at full size: never told a class, frozen once trained.
+    """
+
+    channels = (16, 32, 48)  # of the three feature maps, at 16x16, 8x8 and 4x4
+
+    def __init__(self) -> None:
+        super().__init__()
+        shapes = zip((1, *self.channels[:-1]), self.channels, (1, 2, 2), strict=True)
+        self.stages = nn.ModuleList(ResidualStage(*shape) for shape in shapes)
+        self.head = nn.Linear(self.channels[-1], 4)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Three feature maps `(B, C_i, h_i, w_i)` of images `(B, 1, 16, 16)` in [-1, 1]."""
+        maps, x = [], images
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def rotation_logits(self, images: Tensor) -> Tensor:
+        """Logits `(B, 4)` over rotations by 0, 90, 180 and 270 degrees: the pretext task."""
+        return self.head(F.leaky_relu(self(images)[-1], 0.2).mean(dim=(2, 3)))

@@ -1,0 +1,89 @@
+"""PNG files: samples of all runs side by side, and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FRAME = -0.6  # between tiles: dark, but not the digits' background
+Curve = Sequence[tuple[float, float]]
+"""Points (x, y)."""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure that needs no display and no global state of matplotlib's.
+
+    Raises ImportError with the command to run where matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'adt_plugin[demo]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def sample_grids(path: Path, panels: Sequence[tuple[str, Tensor]], columns: int, rows: int = 8) -> None:
+    """One panel per entry of images `(N, 1, H, W)` in [-1, 1], `columns` panels a row; a panel shows `rows` x 10 images."""
+    lines = -(-len(panels) // columns)
+    figure = new_figure(3.2 * columns, 2.9 * lines)
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axis, (title, images) in zip(grid.flat, panels, strict=False):
+        axis.imshow(tile(images[: 10 * rows], 10).numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+    for axis in grid.flat:
+        axis.set_axis_off()
+    save(figure, path)
+
+
+def tile(images: Tensor, columns: int) -> Tensor:
+    """Images `(N, 1, H, W)` as one `(rows * (H + 1), columns * (W + 1))`, a dark line below and right of each.
+
+    What does not fill a row is left out.
+    """
+    rows = len(images) // columns
+    framed = F.pad(images[: rows * columns, 0], (0, 1, 0, 1), value=FRAME)
+    height, width = framed.shape[-2:]
+    return framed.view(rows, columns, height, width).permute(0, 2, 1, 3).reshape(rows * height, columns * width)
+
+
+def curves(path: Path, panels: Mapping[tuple[str, str], Mapping[str, Sequence[Curve]]]) -> None:
+    """One panel of Fréchet distances per (title, x label).
+
+    A panel maps names to one curve per seed, all with the same number of points: drawn as their mean, point by point,
+    with a band from lowest to highest.
+    """
+    figure = new_figure(5.2 * len(panels), 3.8)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, ((title, label), lines) in zip(axes, panels.items(), strict=True):
+        for name, seeds in lines.items():
+            _draw(axis, name, seeds)
+        axis.set(title=title, xlabel=label, ylabel="Fréchet distance (lower is better)")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    save(figure, path)
+
+
+def _draw(axis: Axes, name: str, seeds: Sequence[Curve]) -> None:
+    points = np.array(seeds)  # (seeds, points, 2)
+    x, y = points.mean(axis=0).T
+    axis.plot(x, y, marker="o", markersize=4, label=name)
+    axis.fill_between(x, points[..., 1].min(axis=0), points[..., 1].max(axis=0), alpha=0.2)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,121 @@
+"""Cells as tables (Markdown that is also readable in a terminal) and as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adt_plugin.demo.cells import Cell, write_atomically
+from adt_plugin.demo.evaluate import SAMPLER_STEPS
+
+Groups = dict[str, list[Cell]]
+"""Cells by the name of their run, one per seed, in the order of their first appearance."""
+
+
+def grouped(cells: Iterable[Cell]) -> Groups:
+    """Cells by the name of their run."""
+    groups: Groups = {}
+    for cell in cells:
+        groups.setdefault(cell.run, []).append(cell)
+    return groups
+
+
+def values(cells: Sequence[Cell], figure: str, steps: int, sampler: str = "ddim") -> list[float]:
+    """One figure (`fd`, `pixel_fd`, `precision`, `recall`) of every cell."""
+    return [getattr(cell.scores[sampler][steps], figure) for cell in cells]
+
+
+def mean(cells: Sequence[Cell], figure: str, steps: int, sampler: str = "ddim") -> float:
+    """A figure's mean over seeds."""
+    return statistics.fmean(values(cells, figure, steps, sampler))
+
+
+def spread(numbers: Sequence[float], digits: int) -> str:
+    """`mean ± standard deviation` over seeds (of the sample, n - 1), or the number where there is only one."""
+    text = f"{statistics.fmean(numbers):.{digits}f}"
+    return text if len(numbers) < 2 else f"{text} ± {statistics.stdev(numbers):.{digits}f}"
+
+
+def comparison(groups: Groups, sampler: str = "ddim") -> str:
+    """One row per run: distances, precision, recall, optimizer steps, wall time."""
+    head = [
+        "run",
+        "seeds",
+        *(f"FD@{n}" for n in SAMPLER_STEPS),
+        "pixel FD@10",
+        "precision@10",
+        *(f"recall@{n}" for n in SAMPLER_STEPS),
+        "steps",
+        "tuning, s",
+    ]
+    return table(head, [_row(name, cells, sampler) for name, cells in groups.items()])
+
+
+def _row(name: str, cells: Sequence[Cell], sampler: str) -> list[str]:
+    return [
+        name,
+        str(len(cells)),
+        *(spread(values(cells, "fd", n, sampler), 2) for n in SAMPLER_STEPS),
+        spread(values(cells, "pixel_fd", 10, sampler), 2),
+        spread(values(cells, "precision", 10, sampler), 3),
+        *(spread(values(cells, "recall", n, sampler), 3) for n in SAMPLER_STEPS),
+        f"{statistics.fmean(cell.steps for cell in cells):.0f}",
+        f"{statistics.fmean(cell.seconds for cell in cells):.1f}",
+    ]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns, the first one flush left."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = (
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "| " + " | ".join([first, *others]) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) if i == 0 else "-" * (width + 1) + ":" for i, width in enumerate(widths)) + "|"
+    return "\n".join([line(head), rule, *(line(row) for row in rows)])
+
+
+def by_sampler_steps(cells: Iterable[Cell], sampler: str = "ddim") -> dict[str, list[list[tuple[float, float]]]]:
+    """By run, one curve per seed: number of sampler steps, Fréchet distance."""
+    return {
+        name: [[(float(steps), scores.fd) for steps, scores in cell.scores[sampler].items()] for cell in group]
+        for name, group in grouped(cells).items()
+    }
+
+
+def gain(groups: Groups, name: str, rivals: Sequence[str]) -> str:
+    """A sentence: how much lower `name`'s mean distances are than the best rival's, column by column, and its recall."""
+    parts = []
+    for steps in SAMPLER_STEPS:
+        best = min(mean(groups[rival], "fd", steps) for rival in rivals)
+        change = 100 * (mean(groups[name], "fd", steps) / best - 1)
+        recall = mean(groups[name], "recall", steps) - max(mean(groups[rival], "recall", steps) for rival in rivals)
+        parts.append(f"{change:+.0f} % (recall {recall:+.3f}) at {steps} steps")
+    return f"{name} against the best of {len(rivals)} others in each column: FD {', '.join(parts)}."
+
+
+def machine() -> dict[str, Any]:
+    """What wall times depend on, without anything that names the machine."""
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "system": platform.system(),
+    }
+
+
+def write_json(path: Path, setting: Any, sections: Mapping[str, Sequence[Cell]]) -> None:
+    """All cells of all sections, with the setting and the machine they were measured on."""
+    cells = {title: [asdict(cell) for cell in section] for title, section in sections.items()}
+    write_atomically(path, json.dumps({"setting": asdict(setting), "machine": machine(), "sections": cells}, indent=1) + "\n")

@@ -1,0 +1,136 @@
+"""One run of the experiment, from a plan to its scores; shared by the demo, the benchmark and the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from adt_plugin.demo.base import Base, Progress, Recipe, load_base
+from adt_plugin.demo.cells import Cell
+from adt_plugin.demo.data import Digits, load_splits
+from adt_plugin.demo.evaluate import SAMPLER_STEPS, Exam, set_exam
+from adt_plugin.demo.finetune import Budget, Plan, build_turn, finetune, tunable_copy
+from adt_plugin.demo.models import UNet
+from adt_plugin.demo.variants import Variant
+
+TURN_WORK, SAMPLE_STEP_WORK = 6.0, 0.0055
+"""Rough cost of an adversarial turn and of one sampler step of one sample, in diffusion steps; for progress bars only."""
+STEPS_PER_SECOND = 60.0
+"""Diffusion steps per second, roughly; for progress bars only."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What must be the same for figures to be comparable.
+
+    Attributes:
+        split: `heldout` for reported figures, `validation` for choosing settings.
+        samples: generated per evaluation.
+        noise_seed: of the noise that all evaluations start from.
+        threads: PyTorch's.
+    """
+
+    recipe: Recipe = Recipe()
+    split: str = "heldout"
+    samples: int = 3000
+    noise_seed: int = 1
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A fine-tuned denoiser and what it took."""
+
+    unet: UNet
+    seconds: float
+    steps: int
+
+
+Watcher = Callable[[Tuned, float], object]
+"""Called with the state so far and the share of the budget that is used up."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """The pretrained networks, the data and the exam of one setting; reports all its work to `progress`."""
+
+    setting: Setting
+    base: Base
+    train: Digits
+    exam: Exam
+    progress: Progress
+
+    def tune(self, plan: Plan | None, budget: Budget, seed: int, after_step: Watcher = lambda tuned, progress: None) -> Tuned:
+        """Fine-tune a copy of the base; without a plan, the base itself.
+
+        Args:
+            after_step: called after every optimizer step with the state so far and the share of the budget used up.
+        """
+        if plan is None:
+            return Tuned(self.base.unet, 0.0, 0)
+        unet, turn = tunable_copy(self.base.unet), build_turn(self.base, plan, seed)
+        work = Shares(tuning_work(plan, budget), self.progress)
+
+        def step_taken(budget: Budget) -> None:
+            work.reach(budget.progress)
+            after_step(Tuned(unet, budget.elapsed, budget.taken), budget.progress)
+
+        finetune(unet, self.train, plan, budget, turn, seed, step_taken)
+        work.reach(1.0)
+        return Tuned(unet, budget.elapsed, budget.taken)
+
+    def grade(self, variant: Variant, tuned: Tuned, seed: int) -> Cell:
+        """The scores of a tuned denoiser with the variant's samplers, as a cell."""
+        scores = self.exam.grade(tuned.unet, variant.samplers)
+        self.progress(grading_work(self.setting, variant))
+        return Cell(variant.name, seed, tuned.seconds, tuned.steps, self.setting.threads, scores)
+
+
+class Shares:
+    """Turns the share of a job that is done into increments of work."""
+
+    def __init__(self, work: float, progress: Progress) -> None:
+        self.work, self.progress, self.done = work, progress, 0.0
+
+    def reach(self, share: float) -> None:
+        """Report what has been done since the last call, up to the whole job."""
+        share = min(share, 1.0)
+        self.progress(self.work * (share - self.done))
+        self.done = share
+
+
+def open_study(setting: Setting, cache: Path, progress: Progress = lambda work: None) -> Study:
+    """Load the data, and the networks from the cache or by training them; sets PyTorch's number of threads.
+
+    Raises ValueError for a split that does not exist.
+    """
+    if setting.split not in ("heldout", "validation"):
+        raise ValueError(f"runs are graded on the heldout or the validation split, not on {setting.split!r}")
+    torch.set_num_threads(setting.threads)
+    splits = load_splits()
+    base = load_base(splits.train, setting.recipe, cache, progress)
+    exam = set_exam(base.classifier, getattr(splits, setting.split), setting.samples, setting.noise_seed)
+    return Study(setting, base, splits.train, exam, progress)
+
+
+def tuning_work(plan: Plan | None, budget: Budget) -> float:
+    """What a fine-tune will cost, in diffusion steps, roughly."""
+    if plan is None:
+        return 0.0
+    if budget.steps is None:
+        return (budget.seconds or 0.0) * STEPS_PER_SECOND
+    turns = 0.0 if plan.adt is None else budget.steps / plan.adt.every + plan.adt.warmup
+    return budget.steps + turns * TURN_WORK
+
+
+def grading_work(setting: Setting, variant: Variant) -> float:
+    """What grading a variant will cost, in diffusion steps, roughly."""
+    return sampling_work(setting.samples, SAMPLER_STEPS) * len(variant.samplers)
+
+
+def sampling_work(samples: int, steps: Sequence[int]) -> float:
+    """What drawing samples at each of these numbers of steps will cost, in diffusion steps, roughly."""
+    return samples * sum(steps) * SAMPLE_STEP_WORK

@@ -1,0 +1,128 @@
+"""What is compared, as data: every run of the benchmark is one row of a table here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adt_plugin import sampling
+from adt_plugin.config import ADTConfig
+from adt_plugin.demo.finetune import Plan
+from adt_plugin.sampling import Denoiser, Unroll
+from adt_plugin.turn import AdversarialTurn
+
+
+class WhiteNoiseTurn(AdversarialTurn):
+    """Ablation: the unroll starts from white noise; what it ends in has nothing to do with its partner but the class.
+
+    With `start_min=1`, noising an image of zeros to the first grid point is white noise of that point's variance.
+    """
+
+    def _unroll(self, denoiser: Denoiser, clean: Tensor, record: bool) -> tuple[Unroll, list[int]]:
+        return super()._unroll(denoiser, torch.zeros_like(clean), record)
+
+
+class UnconstrainedTurn(AdversarialTurn):
+    """Ablation: gradients also flow through the denoiser's inputs, step through step.
+
+    The path is walked a second time with its graph, so that dL/do_i holds what o_i does to all later outputs; replaying
+    the masked steps with it gives the full gradient.
+    """
+
+    def _unroll(self, denoiser: Denoiser, clean: Tensor, record: bool) -> tuple[Unroll, list[int]]:
+        inputs: list[Tensor] = []
+
+        def recording(x: Tensor, t: Tensor) -> Tensor:
+            inputs.append(x)
+            return denoiser(x, t)
+
+        path, masked = super()._unroll(recording, clean, record)
+        return (self._connected(denoiser, inputs[0], path) if record else path), masked
+
+    def _connected(self, denoiser: Denoiser, latents: Tensor, path: Unroll) -> Unroll:
+        steps = []
+        for step in path.steps:
+            output = sampling.call_seeded(denoiser, latents, step.timestep, step.seed)
+            latents = self.scheduler.step(output, step.timestep, latents, return_dict=False)[0]
+            steps.append(replace(step, output=output))
+        return Unroll(latents, steps)
+
+
+REFERENCE = Plan(
+    lr=3e-4,
+    adt=ADTConfig(
+        weight=1.5,
+        balance="ratio",
+        steps=5,
+        warmup=60,
+        disc_lr=5e-4,
+        disc_width=32,
+        augment="color,translation,cutout",
+        pictures_every=0,
+    ),
+)
+"""ADT as the miniature uses it; what differs from the plugin's defaults was chosen on the validation split."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named way to fine-tune, or the untouched base.
+
+    Attributes:
+        name: as the tables show it; names are unique.
+        plan: None stands for the base.
+        samplers: that its samples are drawn with.
+    """
+
+    name: str
+    plan: Plan | None
+    samplers: tuple[str, ...] = ("ddim",)
+
+
+def diffusion_only(lr: float) -> Plan:
+    """The same loop without an adversarial turn."""
+    return Plan(lr=lr)
+
+
+def changed(adt: dict[str, Any] | None = None, **loop: Any) -> Plan:
+    """The reference with some ADT options and some fields of the plan replaced."""
+    assert REFERENCE.adt is not None
+    return replace(REFERENCE, adt=replace(REFERENCE.adt, **(adt or {})), **loop)
+
+
+def hurried(variant: Variant) -> Variant:
+    """The same with two turns of warm-up at most: for runs that only show that everything works."""
+    if variant.plan is None or variant.plan.adt is None:
+        return variant
+    adt = replace(variant.plan.adt, warmup=min(2, variant.plan.adt.warmup))
+    return replace(variant, plan=replace(variant.plan, adt=adt))
+
+
+ALL_SAMPLERS = ("ddim", "euler", "dpm++")
+FROZEN = {"disc_lr": 0.0, "warmup": 0}
+
+BASE = Variant("base", None, ALL_SAMPLERS)
+ADT = Variant("ADT", REFERENCE, ALL_SAMPLERS)
+FROZEN_HEADS = Variant("frozen untrained heads", changed(FROZEN))
+SPARSE_ADT = Variant("ADT, a turn every third step", changed({"every": 3}))
+SLOW_DIFFUSION = Variant("diffusion only, lr 3e-05", diffusion_only(3e-5))
+DIFFUSION = Variant("diffusion only, lr 0.0003", diffusion_only(3e-4), ALL_SAMPLERS)
+FAST_DIFFUSION = Variant("diffusion only, lr 0.001", diffusion_only(1e-3))
+
+ABLATIONS = (
+    Variant("from white noise, no image-to-image", changed({"start_min": 1.0}, turn=WhiteNoiseTurn)),
+    Variant("no diffusion loss", changed(diffusion=False)),
+    Variant("unary discriminator", changed({"disc_type": "unary"})),
+    Variant("unconstrained backward path", changed(turn=UnconstrainedTurn)),
+    Variant("no augmentation", changed({"augment": "none"})),
+    Variant("noise 0.3 on the discriminator's inputs", changed({"noise": 0.3})),
+    Variant("noise 0.3, frozen untrained heads", changed(FROZEN | {"noise": 0.3})),
+    Variant("K = 1", changed({"grad_steps": 1})),
+    Variant("last 2 steps instead of random ones", changed({"grad_mask": "last"})),
+    Variant("weight / 3", changed({"weight": 0.5})),
+    Variant("weight x 3", changed({"weight": 4.5})),
+    Variant("10-step grid", changed({"steps": 10})),
+)

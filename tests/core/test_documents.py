@@ -1,0 +1,60 @@
+"""The documents and sample files agree with the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import toml
+
+from adt_plugin.config import ADTConfig, option_names
+from adt_plugin.host.checks import REFUSED
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+SAMPLES = sorted((REPOSITORY / "sample_configs").glob("*.toml"))
+
+
+def test_the_table_of_options_has_every_option_with_its_default() -> None:
+    table = (REPOSITORY / "docs" / "options.md").read_text(encoding="utf-8")
+    for spec in dataclasses.fields(ADTConfig):
+        default = "off" if spec.default is False else spec.default
+        assert f"| `--adt_{spec.name}` | `{default}` |" in table
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_option_named_in_a_document_exists(document: Path) -> None:
+    named = set(re.findall(r"--(adt\w*)", document.read_text(encoding="utf-8")))
+    assert named <= set(option_names()) | {"adt_"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_local_link_leads_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), target
+
+
+def test_every_refused_option_is_documented() -> None:
+    document = (REPOSITORY / "docs" / "options.md").read_text(encoding="utf-8")
+    assert all(f"--{name}" in document for name in REFUSED)
+
+
+def flattened(path: Path) -> dict[str, object]:
+    """As sd-scripts reads it: sections have no meaning."""
+    sections = toml.loads(path.read_text(encoding="utf-8"))
+    return {k: v for key, value in sections.items() for k, v in (value.items() if isinstance(value, dict) else [(key, value)])}
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.name)
+def test_every_sample_turns_adt_on_with_valid_options(sample: Path) -> None:
+    keys = flattened(sample)
+    assert keys["adt"] is True
+    ADTConfig.from_namespace(Namespace(**keys))
+
+
+def test_the_sample_of_keys_alone_shows_the_defaults() -> None:
+    keys = flattened(REPOSITORY / "sample_configs" / "adt_only.toml")
+    assert ADTConfig.from_namespace(Namespace(**keys)) == ADTConfig()

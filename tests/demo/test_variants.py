@@ -1,0 +1,103 @@
+"""The table of what is compared, and the ablations' own turns."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from adt_plugin import gradient_path
+from adt_plugin.demo.data import encode, load_splits
+from adt_plugin.demo.diffusion import alphas_cumprod
+from adt_plugin.demo.finetune import build_turn, tunable_copy
+from adt_plugin.demo.models import UNet
+from adt_plugin.demo.study import Study
+from adt_plugin.demo.variants import (
+    ABLATIONS,
+    ADT,
+    BASE,
+    DIFFUSION,
+    FAST_DIFFUSION,
+    FROZEN_HEADS,
+    REFERENCE,
+    SLOW_DIFFUSION,
+    SPARSE_ADT,
+    UnconstrainedTurn,
+    changed,
+    hurried,
+)
+from adt_plugin.sampling import Denoiser, Unroll, build_scheduler
+from adt_plugin.turn import AdversarialTurn
+
+EVERYTHING = (BASE, SLOW_DIFFUSION, DIFFUSION, FAST_DIFFUSION, FROZEN_HEADS, SPARSE_ADT, ADT, *ABLATIONS)
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Latents and labels of four digits."""
+    train = load_splits().train
+    return encode(train.images[:4]), train.labels[:4]
+
+
+def gradients(unet: UNet) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in unet.parameters()])
+
+
+def test_names_are_unique():
+    assert len({variant.name for variant in EVERYTHING}) == len(EVERYTHING)
+
+
+@pytest.mark.parametrize("variant", [*ABLATIONS, FROZEN_HEADS], ids=lambda variant: variant.name)
+def test_every_ablation_changes_something(variant):
+    assert variant.plan != REFERENCE
+
+
+def test_a_hurried_variant_has_next_to_no_warm_up_and_is_otherwise_the_same():
+    assert hurried(ADT).plan.adt == changed({"warmup": 2}).adt
+    assert hurried(BASE) is BASE
+    assert hurried(DIFFUSION) is DIFFUSION
+
+
+def test_white_noise_starts_know_nothing_of_their_partner(tiny_study: Study):
+    plan = next(variant.plan for variant in ABLATIONS if "white noise" in variant.name)
+    latents, labels = batch()
+    images = []
+    for scale in (1.0, -1.0):
+        turn = build_turn(tiny_study.base, plan, seed=0)
+        report = turn(lambda x, t: tiny_study.base.unet(x, t, labels), scale * latents)
+        assert report.start == plan.adt.steps
+        images.append(report.gen)
+    assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("kind", ["unconstrained", "constrained"])
+def test_only_the_unconstrained_path_has_the_gradient_of_the_whole_walk(tiny_study: Study, kind: str):
+    """One route: autograd through all denoiser calls at once; the other: step by step, as a turn does it."""
+    plan = changed(
+        {"grad_mask": "all", "start_min": 1.0}, turn=UnconstrainedTurn if kind == "unconstrained" else AdversarialTurn
+    )
+    latents, labels = batch()
+    unet = tunable_copy(tiny_study.base.unet).double()
+    denoiser = partial(unet, labels=labels)
+
+    path, masked = build_turn(tiny_study.base, plan, seed=0)._unroll(denoiser, latents.double(), record=True)
+    assert masked == [0, 1, 2, 3, 4]
+    gradient_path.replay(denoiser, path, dict(enumerate(gradient_path.leaf_gradients(path.latents.square().sum(), path))))
+    stepwise = gradients(unet)
+
+    unet.zero_grad()
+    walk(denoiser, path.steps[0].model_input, path).square().sum().backward()
+    error = (stepwise - gradients(unet)).norm() / stepwise.norm()
+    assert error < 1e-10 if kind == "unconstrained" else error > 1e-3
+
+
+def walk(denoiser: Denoiser, latents: Tensor, path: Unroll) -> Tensor:
+    """The same path with one graph through everything."""
+    scheduler = build_scheduler("ddim", alphas_cumprod(), "epsilon", "leading")
+    scheduler.set_timesteps(len(path.steps))
+    for step in path.steps:
+        latents = scheduler.step(
+            denoiser(latents, step.timestep.expand(len(latents))), step.timestep, latents, return_dict=False
+        )[0]
+    return latents
