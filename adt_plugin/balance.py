@@ -16,20 +16,23 @@ class RunningMean:
     def __init__(self, decay: float = 0.95) -> None:
         self.decay = decay
         self.total: Tensor | None = None
-        self.correction = 0.0
+        self.correction: Tensor | None = None
 
     def update(self, value: Tensor) -> None:
         """Add a 0-dim value; a non-finite one leaves the mean as it is."""
         value = value.detach().float()
-        if self.total is None:
-            self.total = torch.zeros_like(value)
-        self.total = torch.where(value.isfinite(), self.decay * self.total + (1 - self.decay) * value, self.total)
-        self.correction = self.decay * self.correction + (1 - self.decay)
+        if self.total is None or self.correction is None:
+            self.total, self.correction = torch.zeros_like(value), torch.zeros_like(value)
+        finite, share = value.isfinite(), 1 - self.decay
+        self.total = torch.where(finite, self.decay * self.total + share * value, self.total)
+        self.correction = torch.where(finite, self.decay * self.correction + share, self.correction)
 
     @property
     def value(self) -> Tensor | None:
-        """The mean, or None before the first value."""
-        return None if self.total is None else self.total / self.correction
+        """The mean (0 before the first finite value), or None before the first value."""
+        if self.total is None or self.correction is None:
+            return None
+        return self.total / self.correction.clamp_min(torch.finfo(self.correction.dtype).tiny)
 
 
 class GradientBalance:

@@ -46,7 +46,7 @@ class ADTConfig:
     """
 
     weight: float = option(
-        0.5,
+        1.0,
         "weight of the adversarial gradient; 0 trains the discriminator only and looks on",
         "敵対的勾配の重み",
         low=0.0,
@@ -124,10 +124,10 @@ class ADTConfig:
         high=10.0,
     )
     image_size: int = option(
-        224,
-        "images reach the discriminator with this number of pixels squared, aspect ratio kept",
-        "識別器に入力する画像サイズ",
-        low=14,
+        0,
+        "images reach the discriminator with this many pixels squared, aspect ratio kept; 0 is the backbone's own size",
+        "識別器に入力する画像サイズ（0はバックボーンの既定値）",
+        low=0,
         high=4096,
     )
     decode_dtype: str = option(

@@ -29,8 +29,18 @@ def averaged(value: Tensor) -> Tensor:
     return value / world_size()
 
 
+def true_everywhere(flag: Tensor) -> bool:
+    """Whether a 0-dim flag holds in every process, so that all take the same decision. Waits for the device."""
+    return bool(averaged(flag.float()) == 1.0)
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average `p.grad` over all processes, so that the heads stay the same on each."""
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad = averaged(parameter.grad)
+
+
+def all_finite(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether every gradient is finite. After `average_gradients`, all processes see the same. Waits for the device."""
+    return bool(torch.stack([p.grad.isfinite().all() for p in parameters if p.grad is not None]).all())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,9 +87,13 @@ class Monitor:
         return self.writing
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN: such a number becomes null."""
-    return {key: None if isinstance(value, float) and value - value != 0 else value for key, value in row.items()}
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: such a number becomes null, at any depth."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def pair_picture(gen: Tensor, real: Tensor, scores: Tensor) -> Image.Image:

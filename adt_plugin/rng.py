@@ -5,22 +5,34 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
 
 @contextmanager
-def preserved_rng(device: torch.device) -> Iterator[None]:
-    """Restore the global generators of torch (CPU and `device`), `random` and NumPy on exit, also after an error."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = [device] if device.type in ("cuda", "xpu") else []
+def preserved_rng() -> Iterator[None]:
+    """Restore the global generators of torch (CPU and every device in use), `random` and NumPy on exit, also after an error."""
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    device_states = [(module, module.get_rng_state_all()) for module in _devices_in_use()]
+    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
-        with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
-            yield
+        yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        for module, states in device_states:
+            module.set_rng_state_all(states)
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)
+
+
+def _devices_in_use() -> list[Any]:
+    """`torch.cuda` and `torch.xpu`, where they have been initialised: `torch.manual_seed` reseeds all their devices."""
+    modules = [getattr(torch, name, None) for name in ("cuda", "xpu")]
+    return [module for module in modules if module is not None and module.is_available() and module.is_initialized()]
 
 
 def seed_everything(seed: int) -> None:

@@ -5,6 +5,7 @@ No sampler's formula is written here: the grid, the noising, the input scaling a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,12 @@ def check_grid(scheduler: Any, steps: int) -> None:
     total = scheduler.config.num_train_timesteps
     if steps > total:
         raise ConfigError(f"--adt_steps must be at most {total}, the number of the model's training timesteps; got {steps}.")
+    trial = copy.deepcopy(scheduler)
+    trial.set_timesteps(steps)
+    timesteps = trial.timesteps.tolist()
+    highest = total - 1 if hasattr(scheduler, "alphas_cumprod") else total  # flow matching counts up to its total
+    if timesteps[0] > highest or any(later >= earlier for earlier, later in zip(timesteps, timesteps[1:], strict=False)):
+        raise ConfigError(f"--adt_steps {steps} gives this sampler no grid of distinct timesteps below {total}: lower it.")
     walks_by_ratio = type(scheduler).__name__ == "DDIMScheduler" and scheduler.config.timestep_spacing == "trailing"
     if walks_by_ratio and total % steps:
         raise ConfigError(f"--adt_steps must divide {total} for ddim with trailing spacing (such as 5, 8 or 10), got {steps}.")

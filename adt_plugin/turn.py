@@ -17,7 +17,7 @@ from adt_plugin.balance import GradientBalance
 from adt_plugin.config import ADTConfig, ConfigError
 from adt_plugin.discriminator import Discriminator, Observation
 from adt_plugin.discriminator.losses import discriminator_hinge, generator_loss
-from adt_plugin.distributed import average_gradients, rank
+from adt_plugin.distributed import all_finite, average_gradients, rank, true_everywhere
 from adt_plugin.rng import draw_seed, preserved_rng
 from adt_plugin.sampling import Denoiser, Unroll
 
@@ -114,8 +114,9 @@ class AdversarialTurn:
     its own generators and leaves the global ones as it found them. Its own optimizer trains the discriminator's heads.
 
     Args:
-        config: the `--adt_*` options; `backbone`, `blocks`, `disc_type`, `disc_width`, `augment`, `image_size` and
-            `decode_dtype` are for whoever builds the discriminator and the decode function, and are not read here.
+        config: the `--adt_*` options. `sampler` and `spacing` are for whoever builds the scheduler, `backbone`, `blocks`,
+            `disc_type`, `disc_width`, `augment`, `noise`, `image_size` and `decode_dtype` for whoever builds the discriminator
+            and the decode function, `pictures_every` for a `Monitor`: they are not read here. `every` acts through `due`.
         scheduler: a diffusers scheduler, from `build_scheduler` or your own, used by nobody else.
         decode: latents `(B, C, h, w)` -> images `(B, 3, H, W)` in [-1, 1], differentiable.
         discriminator: on the device where the turn runs.
@@ -186,10 +187,10 @@ class AdversarialTurn:
         """
         clock = StageClock(self.config.profile, latents.device)
         clean = latents.detach().to(torch.promote_types(latents.dtype, torch.float32))
-        adversarial = self.config.weight > 0 and not self.warming_up
-        with preserved_rng(latents.device), torch.enable_grad():
+        with preserved_rng(), torch.enable_grad():
             with clock.stage("unroll"):
-                path, masked = self._unroll(unroll_denoiser or denoiser, clean, adversarial)
+                path, masked = self._unroll(unroll_denoiser or denoiser, clean, self.config.weight > 0 and not self.warming_up)
+            adversarial = bool(masked)
             with clock.stage("decode"):
                 with torch.set_grad_enabled(adversarial):
                     gen = self.decode(path.latents)
@@ -198,28 +199,28 @@ class AdversarialTurn:
             with clock.stage("observe"):
                 observed = self.discriminator.observe(gen, real)
                 loss_g, scores = self._generator_loss(observed, adversarial)
-            with clock.stage("gradient"):
-                applied = self._balanced_gradients(loss_g, path, masked) if adversarial else None
-            if applied is not None and masked:
+            applied = None
+            if adversarial:
+                with clock.stage("gradient"):
+                    applied, gradients = self._balanced_gradients(loss_g, path, masked)
                 with clock.stage("replay"):
-                    gradient_path.replay(denoiser, path, applied[1], backward)
+                    gradient_path.replay(denoiser, path, gradients, backward)
             with clock.stage("discriminator"):
                 losses_d = self._train_discriminator(observed.detached())
         self.turns += 1
-        return self._report(path, applied[0] if applied else None, loss_g, losses_d, clock, gen, real, scores)
+        return self._report(path, applied, loss_g, losses_d, clock, gen, real, scores)
 
     def _unroll(self, denoiser: Denoiser, clean: Tensor, record: bool) -> tuple[Unroll, list[int]]:
-        """Draw the start and the mask, and walk the path (method, steps 4 and 6)."""
+        """Draw the start and the mask, and walk the path (method, steps 4 and 6); an empty mask records no graph."""
         low, high = self.starts
         start = int(torch.randint(low, high + 1, (1,), generator=self.path_generator))
-        noise = torch.randn(clean.shape, generator=self.noise_generator, dtype=clean.dtype).to(clean.device)
+        noise = torch.randn(clean.shape, generator=self.noise_generator, dtype=clean.dtype).to(clean.device, non_blocking=True)
         noised = sampling.noised_start(self.scheduler, clean, noise, self.config.steps, start)
         candidates = self._trainable_positions(start)
         masked = gradient_path.choose_mask(self.config.grad_mask, candidates, self.config.grad_steps, self.path_generator)
+        masked = masked if record else []
         seeds = [draw_seed(self.noise_generator) for _ in range(start)]
-        return sampling.unroll(
-            denoiser, self.scheduler, noised, seeds, masked if record else [], record
-        ), masked if record else []
+        return sampling.unroll(denoiser, self.scheduler, noised, seeds, masked, bool(masked)), masked
 
     def _trainable_positions(self, start: int) -> list[int]:
         if self.timestep_range is None:
@@ -236,23 +237,31 @@ class AdversarialTurn:
     def _balanced_gradients(
         self, loss_g: Tensor, path: Unroll, masked: list[int]
     ) -> tuple[_AppliedGradient, dict[int, Tensor]]:
-        """dL_G/do_i of the masked steps, scaled and bounded; zero where they are not finite."""
+        """dL_G/do_i of the masked steps, scaled and bounded; none of them if any process has one that is not finite.
+
+        The decision waits for the device, once: replaying with a gradient of zero would still multiply it by whatever
+        made the path overflow.
+        """
         gradients = gradient_path.leaf_gradients(loss_g, path)
         by_step = [gradient.norm() for gradient in gradients]
-        chosen = [by_step[i] for i in masked] or [torch.zeros_like(loss_g)]
-        raw = torch.stack(chosen).norm()
+        raw = torch.stack([by_step[i] for i in masked]).norm()
         factor = self.balance.scale(raw)
-        scaled = {i: torch.where(raw.isfinite(), gradients[i] * factor, torch.zeros_like(gradients[i])) for i in masked}
-        return _AppliedGradient(raw, raw.nan_to_num(0.0, 0.0, 0.0) * factor, by_step, masked), scaled
+        if not true_everywhere(raw.isfinite()):
+            return _AppliedGradient(raw, torch.zeros_like(raw), by_step, masked), {}
+        return _AppliedGradient(raw, raw * factor, by_step, masked), {i: gradients[i] * factor for i in masked}
 
     def _train_discriminator(self, observed: Observation) -> tuple[Tensor, Tensor]:
-        """One hinge step of the heads; returns the loss and the mean score of the positive pairs."""
+        """One hinge step of the heads; returns the loss and the mean score of the positive pairs.
+
+        A loss that is not finite leaves the heads as they are.
+        """
         score_real, score_gen = self.discriminator.scores(observed)
         loss = discriminator_hinge(score_real, score_gen)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.discriminator.parameters())
-        self.optimizer.step()
+        if all_finite(self.discriminator.parameters()):
+            self.optimizer.step()
         return loss.detach(), score_real.detach().mean()
 
     def _report(

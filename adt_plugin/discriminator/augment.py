@@ -17,14 +17,14 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 def _uniform(images: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
     """One draw per image, `(B, 1, 1, 1)` on the images' device."""
     draw = torch.rand(len(images), 1, 1, 1, generator=generator) * (high - low) + low
-    return draw.to(images.device, images.dtype)
+    return draw.to(images.device, images.dtype, non_blocking=True)
 
 
 def _offsets(images: Tensor, reach_y: int, reach_x: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Integer draws in [-reach, reach] per image, two of shape `(B, 1)`."""
     dy = torch.randint(-reach_y, reach_y + 1, (len(images), 1), generator=generator)
     dx = torch.randint(-reach_x, reach_x + 1, (len(images), 1), generator=generator)
-    return dy.to(images.device), dx.to(images.device)
+    return dy.to(images.device, non_blocking=True), dx.to(images.device, non_blocking=True)
 
 
 def _moved(images: Tensor, dy: Tensor, dx: Tensor) -> Tensor:
@@ -53,8 +53,12 @@ def translation(images: Tensor, generator: torch.Generator) -> Tensor:
 def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
     """Grey out a rectangle of a quarter of each side."""
     height, width = images.shape[-2:]
-    top = torch.randint(-(height // 8), height - height // 8, (len(images), 1), generator=generator).to(images.device)
-    left = torch.randint(-(width // 8), width - width // 8, (len(images), 1), generator=generator).to(images.device)
+    top, left = (
+        torch.randint(-(side // 8), side - side // 8, (len(images), 1), generator=generator).to(
+            images.device, non_blocking=True
+        )
+        for side in (height, width)
+    )
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     inside_rows = (rows >= top) & (rows < top + height // 4)
     inside_columns = (columns >= left) & (columns < left + width // 4)
@@ -93,5 +97,5 @@ class Augment:
             images = augmentation(images, self.generator)
         if self.noise == 0:
             return images
-        drawn = torch.randn(images.shape, generator=self.generator).to(images.device, images.dtype)
+        drawn = torch.randn(images.shape, generator=self.generator).to(images.device, images.dtype, non_blocking=True)
         return images + self.noise * drawn

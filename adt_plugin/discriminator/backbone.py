@@ -23,16 +23,17 @@ class FrozenBackbone(nn.Module):
         network: `images (B, C, H, W) in [-1, 1] -> [features (B, C_i, h_i, w_i), ...]`.
         channels: C_i of each feature map.
         patch_size: images are given sizes that are multiples of this many pixels.
+        image_size: side in pixels of the square images it was made for; None if it has no preference.
     """
 
     _network: nn.Module
 
-    def __init__(self, network: nn.Module, channels: Sequence[int], patch_size: int = 1) -> None:
+    def __init__(self, network: nn.Module, channels: Sequence[int], patch_size: int = 1, image_size: int | None = None) -> None:
         super().__init__()
         network.eval().requires_grad_(False)
         object.__setattr__(self, "_network", network)
         self.channels = list(channels)
-        self.patch_size = patch_size
+        self.patch_size, self.image_size = patch_size, image_size
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenBackbone:
         self._network._apply(fn)
@@ -109,4 +110,11 @@ def load_backbone(name: str, blocks: Sequence[int] | None = None, dtype: torch.d
     if max(blocks) > depth:
         raise ConfigError(f"--adt_blocks asks for block {max(blocks)}, but {name} has {depth}: choose from 1 to {depth}.")
     network = TokenGrids(model, processor.image_mean, processor.image_std, blocks).to(dtype)
-    return FrozenBackbone(network, [model.config.hidden_size] * len(blocks), patch_size)
+    return FrozenBackbone(network, [model.config.hidden_size] * len(blocks), patch_size, processor_size(processor))
+
+
+def processor_size(processor: Any) -> int | None:
+    """The side of the images that an image processor makes, in pixels: of its crop if it crops, else of its resizing."""
+    crop = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
+    sizes = [size for size in (crop, getattr(processor, "size", None)) if size]
+    return next((int(size[key]) for size in sizes for key in ("height", "shortest_edge") if key in size), None)

@@ -17,6 +17,7 @@ from adt_plugin.discriminator.augment import Augment
 from adt_plugin.discriminator.backbone import FrozenBackbone
 from adt_plugin.discriminator.heads import Head
 from adt_plugin.distributed import averaged
+from adt_plugin.rng import preserved_rng
 
 SCORE_SCALE = 10.0
 """A cosine lies in [-1, 1], the hinge's margins at -1 and 1: the scale lets a difference of 0.2 fill them (ours)."""
@@ -117,7 +118,7 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.image_size = backbone, image_size
-        with torch.random.fork_rng(devices=[]):
+        with preserved_rng():
             torch.manual_seed(seed)
             self.score = SCORES[kind](backbone.channels, width)
         self.generator = torch.Generator().manual_seed(seed)

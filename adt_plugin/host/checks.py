@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import toml
 import torch
 
 from adt_plugin import sampling
@@ -30,6 +33,41 @@ REFUSED = {
 }
 """Host options that are refused, and why."""
 
+OTHER_TRAINERS = (
+    "fine_tune.py",
+    "train_db.py",
+    "sdxl_train.py",
+    "sdxl_train_network.py",
+    "sd3_train.py",
+    "sd3_train_network.py",
+    "flux_train.py",
+    "flux_train_network.py",
+    "lumina_train.py",
+    "lumina_train_network.py",
+    "anima_train.py",
+    "anima_train_network.py",
+    "hunyuan_image_train_network.py",
+    "train_textual_inversion.py",
+    "train_textual_inversion_XTI.py",
+    "sdxl_train_textual_inversion.py",
+    "train_control_net.py",
+    "train_controlnet.py",
+    "sdxl_train_control_net.py",
+    "sdxl_train_control_net_lllite.py",
+    "flux_train_control_net.py",
+    "sdxl_train_control_net_lllite_old.py",
+    "anima_train_control_net_lllite.py",
+    "train_leco.py",
+    "sdxl_train_leco.py",
+)
+"""The host's trainers that are not served yet; a name that is neither here nor served is a fork's own trainer."""
+
+REFUSED_IN_DATA = {
+    "alpha_mask": "has no adversarial counterpart yet",
+    "diff_output_preservation": "would be pulled toward the images that it is there to hold off",
+}
+"""Keys of a --dataset_config that are refused when they are on, and why."""
+
 SD_TRAINING_STEPS = 1000
 
 
@@ -43,27 +81,65 @@ def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
     for name, reason in REFUSED.items():
         if getattr(args, name, False):
             raise ConfigError(f"--{name} cannot be combined with --adt, because it {reason}, or remove --adt.")
+    _check_data(args)
     _check_output(args)
     _check_learning_rate(args)
     _check_grid(args, config, family)
-    _check_warmup(args, config)
+    if not getattr(args, "max_train_epochs", None):  # with epochs, the number of steps is known only when the data are
+        check_warmup(args, config)
     if getattr(args, "resume", None):
         logger.warning("--resume does not restore the discriminator yet: it starts anew, with its warm-up.")
     return family
 
 
 def find_family(script: str) -> Family:
-    """The family that a trainer's file name stands for.
+    """The family that a trainer's file name stands for; the first one for a fork's own name.
 
     Raises:
         ConfigError: a trainer of the host that the plugin does not serve yet.
     """
     served = {name: family for family in FAMILIES for name in family.scripts}
-    if script not in served:
+    if script in OTHER_TRAINERS:
         raise ConfigError(
             f"--adt does not work with {script} yet, only with {', '.join(served)}: remove --adt to train with it."
         )
-    return served[script]
+    return served.get(script, FAMILIES[0])
+
+
+def trained_range(args: argparse.Namespace) -> tuple[float, float] | None:
+    """The timesteps [low, high) that the run trains; None for all."""
+    low, high = args.min_timestep, args.max_timestep
+    return None if low is None and high is None else (low or 0, float("inf") if high is None else high)
+
+
+def _check_data(args: argparse.Namespace) -> None:
+    """What a data set's own file turns on is not in the arguments."""
+    path = getattr(args, "dataset_config", None)
+    if not path or not Path(path).is_file():
+        return  # the host says what is wrong with it
+    for key, value in _items(load_settings(Path(path))):
+        if key in REFUSED_IN_DATA and value:
+            raise ConfigError(f"{key} in --dataset_config cannot be combined with --adt: it {REFUSED_IN_DATA[key]}.")
+
+
+def load_settings(path: Path) -> object:
+    """A TOML or JSON file, as the host reads it; empty where it cannot be read, which the host then says itself."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else toml.loads(text)
+    except (OSError, ValueError):
+        return {}
+
+
+def _items(settings: object) -> Iterator[tuple[str, object]]:
+    """Every key and value at any depth."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield key, value
+            yield from _items(value)
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _items(value)
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -84,14 +160,24 @@ def _check_grid(args: argparse.Namespace, config: ADTConfig, family: Family) -> 
     alphas_cumprod = torch.linspace(0.999, 0.0 if args.zero_terminal_snr else 0.005, SD_TRAINING_STEPS)
     scheduler = sampling.build_scheduler(config.sampler, alphas_cumprod, family.prediction_type(args), config.spacing)
     sampling.check_grid(scheduler, config.steps)
-    start_range(config)
+    scheduler.set_timesteps(config.steps)
+    walked = scheduler.timesteps[-start_range(config)[1] :].tolist()
+    low, high = trained_range(args) or (0, float("inf"))
+    if not any(low <= timestep < high for timestep in walked):
+        raise ConfigError(
+            f"--min_timestep and --max_timestep leave no step of the inference grid to train (it has {walked}): "
+            "widen them, or raise --adt_steps or --adt_start_max."
+        )
 
 
-def _check_warmup(args: argparse.Namespace, config: ADTConfig) -> None:
-    if config.weight == 0 or getattr(args, "max_train_epochs", None):
-        return  # the number of steps is known only when the data are
+def check_warmup(args: argparse.Namespace, config: ADTConfig) -> None:
+    """Whether turns are left after the warm-up.
+
+    Raises:
+        ConfigError: none.
+    """
     turns = args.max_train_steps * args.gradient_accumulation_steps // config.every
-    if turns <= config.warmup:
+    if config.weight > 0 and turns <= config.warmup:
         run = f"this run (--max_train_steps {args.max_train_steps}, --adt_every {config.every})"
         raise ConfigError(
             f"--adt_warmup {config.warmup} leaves nothing of the {turns} turns of {run}: "

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class LatentDecoder(nn.Module):
@@ -24,7 +25,9 @@ class LatentDecoder(nn.Module):
         super().__init__()
         self.post_quant_conv: Any = copy.deepcopy(getattr(vae, "post_quant_conv", None))
         self.decoder: Any = copy.deepcopy(vae.decoder)
-        self.decoder.gradient_checkpointing = True
+        for block in (getattr(self.decoder, "mid_block", None), *getattr(self.decoder, "up_blocks", ())):
+            if block is not None:
+                checkpoint_block(block)
         self.scale, self.shift = scale, shift
         self.eval().requires_grad_(False)
 
@@ -34,9 +37,25 @@ class LatentDecoder(nn.Module):
         return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z)).float()
 
 
+def checkpoint_block(block: nn.Module) -> None:
+    """Keep only the block's input for backward, and compute the rest again there.
+
+    Not diffusers' own switch: what that needs besides the flag differs from version to version.
+    """
+    forward = block.forward
+
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    block.forward = checkpointed
+
+
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """`--adt_decode_dtype` as a torch dtype; never fp16, in which SDXL's VAE overflows."""
     if name == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        # Not torch.cuda.is_bf16_supported, which counts emulation on older cards.
+        has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if has_bf16 else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]

@@ -9,7 +9,7 @@ import argparse
 from typing import Any, NoReturn
 
 from adt_plugin.config import ADTConfig, ConfigError, add_adt_arguments, reject_unknown_keys
-from adt_plugin.host.seams import Function, Seam, SeamError, check, patch
+from adt_plugin.host.seams import Function, Seam, SeamError, patch
 
 ARGUMENTS = Seam(
     "add_training_arguments", ("library.args", "library.train_util"), ("parser",), "the --adt options in the host's parser"
@@ -22,15 +22,29 @@ VERIFICATION = Seam(
 )
 
 
+class _State:
+    """What this process remembers of the host: why the options could not be added, and the session under way."""
+
+    missing_options: SeamError | None = None
+    session: Any = None
+
+
 def install() -> None:
-    """Patch both seams, or neither. Idempotent.
+    """Patch both seams. Idempotent.
+
+    The verification is patched first and by itself, so that a run that asks for ADT in a TOML file is stopped where the
+    options could not be added.
 
     Raises:
-        SeamError: the host's modules do not have them.
+        SeamError: the host's modules do not have one of them.
     """
-    check(ARGUMENTS)
     patch(VERIFICATION, _verifying)
-    patch(ARGUMENTS, _adding_arguments)
+    try:
+        patch(ARGUMENTS, _adding_arguments)
+    except SeamError as error:
+        _State.missing_options = error
+        raise
+    _State.missing_options = None
 
 
 def _adding_arguments(original: Function) -> Function:
@@ -61,15 +75,25 @@ def start(args: argparse.Namespace) -> None:
         ConfigError: an option or a combination that cannot work.
         SeamError: the host lacks a seam that the run needs.
     """
-    if not getattr(args, "adt", False):
-        reject_unknown_keys(vars(args))
+    if _State.session is not None:  # an earlier run in this process
+        _State.session.uninstall()
+        _State.session = None
+    wanted = getattr(args, "adt", False)
+    if not isinstance(wanted, bool):
+        raise ConfigError(f"adt must be true or false, got {wanted!r}.")
+    reject_unknown_keys(vars(args))
+    if not wanted:
         return
+    if _State.missing_options is not None:
+        raise _State.missing_options
     from adt_plugin.host.checks import check_host_options
     from adt_plugin.host.session import Session
 
     config = ADTConfig.from_namespace(args)
     family = check_host_options(args, config)
-    Session(config, args, family).install()
+    session = Session(config, args, family)
+    session.install()
+    _State.session = session
 
 
 def stop(error: Exception) -> NoReturn:

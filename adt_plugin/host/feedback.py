@@ -31,13 +31,15 @@ class Feedback:
 
         self.accelerator, self.monitor = accelerator, monitor
         self.numbers: dict[str, float] = {}
-        self.logged = True
-        patch_attribute(tqdm.std.tqdm, "set_postfix", self._around_postfix)
-        patch_attribute(accelerator, "init_trackers", self._around_init_trackers)
+        self.turns = 0
+        self.undos = [
+            patch_attribute(tqdm.std.tqdm, "set_postfix", self._around_postfix),
+            patch_attribute(accelerator, "init_trackers", self._around_init_trackers),
+        ]
 
     def show(self, report: TurnReport, step: int) -> None:
         """Take in a turn of the given optimizer step (from 0)."""
-        self.numbers, self.logged = scalars(report), False
+        self.numbers, self.turns = scalars(report), report.turn
         picture = self.monitor.record(report, step) if self.monitor else None
         if picture is not None:
             self._send_picture(picture, step)
@@ -59,9 +61,13 @@ class Feedback:
         return init_trackers
 
     def _around_log(self, original: Function) -> Function:
+        """For one tracker: the numbers of a turn go with the first row of a step after it."""
+        logged = 0
+
         def log(values: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            if any(key in values for key in STEP_KEYS):
-                values, self.logged = values | ({} if self.logged else self.numbers), True
+            nonlocal logged
+            if logged < self.turns and any(key in values for key in STEP_KEYS):
+                values, logged = values | self.numbers, self.turns
             return original(values, *args, **kwargs)
 
         return log
@@ -71,9 +77,11 @@ class Feedback:
         import numpy as np
         from PIL import Image
 
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture)
         for tracker in self.accelerator.trackers:
-            pixels = np.asarray(Image.open(path))
             if tracker.name == "tensorboard":
                 tracker.log_images({"adt/pairs": pixels[None]}, step=step, dataformats="NHWC")
             elif tracker.name == "wandb":
-                tracker.log_images({"adt/pairs": [pixels]}, step=step)
+                # Without a step: the host lets wandb count, and a picture for an earlier count would be dropped.
+                tracker.log_images({"adt/pairs": [pixels]}, step=None, commit=False)

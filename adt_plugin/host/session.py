@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -20,6 +21,7 @@ from adt_plugin import sampling
 from adt_plugin.config import ADTConfig, ConfigError
 from adt_plugin.discriminator import Discriminator, load_backbone
 from adt_plugin.host import entry
+from adt_plugin.host.checks import check_warmup, trained_range
 from adt_plugin.host.decoding import LatentDecoder, resolve_dtype
 from adt_plugin.host.families import ACCELERATOR, METADATA, Family
 from adt_plugin.host.feedback import Feedback
@@ -80,16 +82,18 @@ class Session:
 
     def __init__(self, config: ADTConfig, args: argparse.Namespace, family: Family) -> None:
         self.config, self.args, self.family = config, args, family
-        with preserved_rng(torch.device("cpu")):
+        with preserved_rng():
+            backbone = load_backbone(config.backbone, config.block_indices)
             self.discriminator = Discriminator(
-                load_backbone(config.backbone, config.block_indices),
+                backbone,
                 kind=config.disc_type,
                 width=config.disc_width,
                 augment=config.augmentations,
                 noise=config.noise,
-                image_size=config.image_size,
+                image_size=config.image_size or backbone.image_size,
                 seed=config.seed,
             )
+        self.undos: list[Undo] = []
         self.accelerator: Any = None
         self.decoder: LatentDecoder | None = None
         self.denoiser: nn.Module | None = None
@@ -105,7 +109,7 @@ class Session:
 
     # Installation
 
-    def install(self) -> list[Undo]:
+    def install(self) -> None:
         """Patch every seam that the run needs; all are checked before the first is patched.
 
         Raises:
@@ -119,7 +123,12 @@ class Session:
         }
         for seam in wraps:
             check(seam)
-        return [patch(seam, wrap) for seam, wrap in wraps.items()]
+        self.undos = [patch(seam, wrap) for seam, wrap in wraps.items()]
+
+    def uninstall(self) -> None:
+        """Give the host its functions back, for a second run in the same process."""
+        for undo in self.undos + (self.feedback.undos if self.feedback else []):
+            undo()
 
     @staticmethod
     def _after(original: Function, listener: Callable[[Any], None]) -> Function:
@@ -150,6 +159,11 @@ class Session:
             entry.stop(
                 ConfigError("--adt does not train on several processes yet: launch with --num_processes 1, or remove --adt.")
             )
+        if accelerator.distributed_type != DistributedType.NO:
+            kind = accelerator.distributed_type.value
+            entry.stop(
+                ConfigError(f"--adt does not work under {kind}: turn it off in accelerate's configuration, or remove --adt.")
+            )
         patch_attribute(accelerator, "prepare", self._around_prepare)
         patch_attribute(accelerator, "backward", self._around_backward)
         self.feedback = Feedback(accelerator, self._monitor() if accelerator.is_main_process else None)
@@ -160,6 +174,8 @@ class Session:
 
     def on_models(self, models: tuple[Any, ...]) -> None:
         """The host loaded its models: copy the decoder while it is in its original precision."""
+        if self.accelerator is None:
+            entry.stop(SeamError(f"the seam {ACCELERATOR.function} was not reached before the models were loaded"))
         self.decoder = LatentDecoder(models[self.family.vae_index], self.family.latent_scale, self.family.latent_shift)
 
     def _around_prepare(self, original: Function) -> Function:
@@ -183,6 +199,8 @@ class Session:
 
     def on_noising(self, noise_scheduler: Any, latents: Tensor) -> None:
         """A batch, of training or of validation, is about to be noised."""
+        if self.call is not None and not self.first_backward_done:
+            entry.stop(SeamError("the seam Accelerator.backward was not reached by the first batch; nothing has been saved"))
         self.latents, self.call = latents.detach(), None
         self.clock = StageClock(self.config.profile, latents.device)
         self.batch_began = self.clock.now()
@@ -223,6 +241,7 @@ class Session:
         """The host's own gradient is there: add the turn's."""
         if not self.first_backward_done:
             self._check_every_seam_was_hit()
+            self._check_warmup()
             self.first_backward_done = True
         call, latents = self.call, self.latents
         self.call = self.latents = None
@@ -246,6 +265,13 @@ class Session:
                 )
             )
 
+    def _check_warmup(self) -> None:
+        """Again, now that the host has counted its steps: it derives them from --max_train_epochs and the data."""
+        try:
+            check_warmup(self.args, self.config)
+        except ConfigError as error:
+            entry.stop(error)
+
     def _run_turn(self, call: DenoiserCall, latents: Tensor, backward: Callable[[Tensor], None]) -> None:
         host_seconds = self.clock.now() - self.batch_began if self.clock else 0.0
         self.in_turn = True
@@ -266,7 +292,7 @@ class Session:
         device = self.accelerator.device
         dtype = resolve_dtype(self.config.decode_dtype, device)
         prediction_type = self.family.prediction_type(self.args)
-        with preserved_rng(device):
+        with preserved_rng():
             self.discriminator.to(device).backbone.to(dtype)
             self.turn = AdversarialTurn(
                 self.config,
@@ -275,11 +301,6 @@ class Session:
                 ),
                 decode=self.decoder.to(device, dtype),
                 discriminator=self.discriminator,
-                timestep_range=self._timestep_range(),
+                timestep_range=trained_range(self.args),  # read once: the host's validation changes its arguments
             )
         return self.turn
-
-    def _timestep_range(self) -> tuple[float, float] | None:
-        """Only timesteps that the run trains carry gradient; read once, because the host's validation changes its arguments."""
-        low, high = self.args.min_timestep, self.args.max_timestep
-        return None if low is None and high is None else (low or 0, float("inf") if high is None else high)

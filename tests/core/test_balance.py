@@ -31,7 +31,15 @@ def test_the_running_mean_skips_what_is_not_finite() -> None:
     mean = RunningMean(0.9)
     for value in (1.0, float("nan"), float("inf")):
         mean.update(torch.tensor(value))
-    assert torch.isfinite(mean.value)
+    assert float(mean.value) == pytest.approx(1.0)
+
+
+def test_a_first_value_that_is_not_finite_leaves_the_mean_at_zero() -> None:
+    mean = RunningMean(0.9)
+    mean.update(torch.tensor(float("inf")))
+    assert float(mean.value) == 0.0
+    mean.update(torch.tensor(2.0))
+    assert float(mean.value) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("norm", [1e-3, 1.0, 1e3])

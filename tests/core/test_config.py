@@ -108,7 +108,7 @@ def test_an_unknown_toml_key_names_the_nearest(key: str, nearest: str) -> None:
         ("start_min", 1.1),
         ("every", 0),
         ("warmup", -1),
-        ("image_size", 13),
+        ("image_size", -1),
         ("disc_lr", 2.0),
         ("seed", -1),
         ("balance", "auto"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import SwinConfig, SwinModel, ViTConfig, ViTModel
 from adt_plugin.config import AUGMENTATIONS, ConfigError
 from adt_plugin.discriminator import Discriminator, FrozenBackbone, load_backbone
 from adt_plugin.discriminator.augment import Augment, shift
+from adt_plugin.discriminator.backbone import processor_size
 from adt_plugin.discriminator.heads import Standardize
 from adt_plugin.discriminator.losses import discriminator_hinge, generator_loss
 from adt_plugin.discriminator.siamese import fitting_size
@@ -81,6 +83,14 @@ def test_images_are_normalised_as_the_backbones_processor_says(tiny_dino: Path) 
     network.model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True)
     network((mean * 2 - 1).expand(1, 3, 56, 56))
     torch.testing.assert_close(seen[0], torch.zeros(1, 3, 56, 56), atol=1e-6, rtol=0)
+
+
+def test_the_size_of_the_images_is_the_processors_own(tiny_dino: Path) -> None:
+    assert load_backbone(str(tiny_dino)).image_size == 56
+    crop = SimpleNamespace(do_center_crop=True, crop_size={"height": 224, "width": 224}, size={"shortest_edge": 256})
+    assert processor_size(crop) == 224
+    assert processor_size(SimpleNamespace(do_center_crop=False, crop_size=None, size={"shortest_edge": 256})) == 256
+    assert processor_size(SimpleNamespace(size=None)) is None
 
 
 def test_four_blocks_are_chosen_evenly_by_default(tiny_dino: Path) -> None:

@@ -64,7 +64,7 @@ def two_routes(
     for compute in (by_replay, lambda *a: by_full_autograd(*a, **route)):
         net, scheduler = ToyDenoiser(dropout, dtype), scheduler_for(sampler, kind)
         start = noised_start(scheduler, toy_latents(dtype=dtype), toy_latents(seed=4, dtype=dtype), STEPS, START)
-        with preserved_rng(torch.device("cpu")):
+        with preserved_rng():
             results.append(compute(net, scheduler, start, list(range(100, 100 + START)), mask))
     return results[0], results[1]
 

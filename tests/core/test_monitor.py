@@ -48,9 +48,14 @@ def test_rows_of_an_earlier_run_stay(tmp_path: Path) -> None:
 
 def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
     report = reports(1)[0]
-    report.grad_norm = float("nan")
+    report.grad_norm, report.step_grad_norms = float("nan"), [1.0, float("inf")]
     Monitor(tmp_path, "x", 0, {}).record(report, 0)
-    assert rows(tmp_path)[1]["grad_norm"] is None
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    row = json.loads((tmp_path / "x-adt.jsonl").read_text().splitlines()[1], parse_constant=refuse)
+    assert (row["grad_norm"], row["step_grad_norms"]) == (None, [1.0, None])
 
 
 def test_a_picture_every_n_turns(tmp_path: Path) -> None:

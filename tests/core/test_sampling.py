@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from adt_plugin.config import ConfigError
@@ -104,6 +105,16 @@ def test_a_grid_that_ddim_cannot_walk_exactly_is_refused() -> None:
     check_grid(scheduler, 8)
     with pytest.raises(ConfigError, match="--adt_steps must divide 1000"):
         check_grid(scheduler, 7)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_a_grid_without_distinct_timesteps_is_refused(sampler: str) -> None:
+    with pytest.raises(ConfigError, match="--adt_steps 1000 gives this sampler no grid"):
+        check_grid(build_scheduler(sampler, SD_ALPHAS_CUMPROD, "epsilon"), 1000)
+
+
+def test_the_flow_matching_grid_is_accepted() -> None:
+    check_grid(FlowMatchEulerDiscreteScheduler(shift=3.0), 10)
 
 
 def test_more_steps_than_timesteps_are_refused() -> None:

@@ -111,8 +111,10 @@ def test_only_timesteps_in_the_trained_range_carry_gradient() -> None:
     turn.timestep_range = (200, 500)  # the grid is 801, 601, 401, 201, 1
     assert one_step(turn, net)[2].masked == [2, 3]
     turn.timestep_range = (900, 1000)
+    usual = turn.balance.adversarial.value.clone()
     before, after, report = one_step(turn, net)
-    assert report.masked == [] and torch.equal(before, after)
+    assert report.masked == [] and torch.equal(before, after) and not report.skipped
+    assert torch.equal(turn.balance.adversarial.value, usual)  # a turn without a gradient is not remembered as a small one
 
 
 def test_a_turn_every_n_steps() -> None:
@@ -151,6 +153,22 @@ def test_a_gradient_that_is_not_finite_is_dropped() -> None:
     turn.decode = lambda latents: toy_decode(latents) if latents.grad_fn is None else toy_decode(latents) * float("inf")
     before, after, report = one_step(turn, net)
     assert report.skipped and torch.equal(before, after)
+    assert all(torch.isfinite(p).all() for p in turn.discriminator.parameters())
+    turn.decode = toy_decode
+    assert one_step(turn, net)[2].grad_norm > 0  # the next turn works
+
+
+def test_a_denoiser_that_overflows_spoils_neither_its_gradient_nor_the_heads() -> None:
+    """A replay, even with a vector of zeros, would multiply it by infinite activations."""
+    turn, net = toy_turn(start_min=1.0), ToyDenoiser()
+    net.zero_grad()
+    diffusion_backward(turn, net, toy_latents())
+    before = net.gradients().clone()
+    with torch.no_grad():
+        net.last.bias.fill_(float("inf"))
+    report = turn(net, toy_latents())
+    assert report.skipped and torch.equal(net.gradients(), before)
+    assert all(torch.isfinite(p).all() for p in turn.discriminator.parameters())
 
 
 def test_the_unary_ablation_runs() -> None:
@@ -181,7 +199,7 @@ def test_every_report_is_made_of_plain_numbers() -> None:
 def test_the_turn_works_in_an_accelerate_loop_with_accumulation() -> None:
     """The documented loop: gradients of two micro-steps are divided by two, as the diffusion loss's own are."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-    net, turn = ToyDenoiser(), toy_turn(balance="ratio")
+    net, turn = ToyDenoiser(), toy_turn(balance="ratio", weight=0.5)
     net, optimizer = accelerator.prepare(net, torch.optim.SGD(net.parameters(), 0.1))
     weights = [p.clone() for p in net.parameters()]
     for _ in range(2):

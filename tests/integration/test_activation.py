@@ -132,7 +132,7 @@ def test_a_library_that_is_not_the_host_is_left_alone_with_a_word(tmp_path: Path
     host = write_fake_host(tmp_path / "host", {"train_util.py": "x = 1\n"}, "import library.train_util as t; print(t.x)")
     out = python("train_network.py", cwd=host)
     assert (out.returncode, out.stdout) == (0, "1\n")
-    assert "--adt is not available: the seam add_training_arguments" in out.stderr
+    assert "--adt is not available: the seam verify_training_args" in out.stderr
 
 
 def test_a_changed_signature_is_named_with_file_expectation_and_finding(tmp_path: Path) -> None:
@@ -154,3 +154,20 @@ def test_an_unknown_key_stops_before_anything_is_loaded_even_without_the_switch(
     out = python("train_network.py", cwd=write_fake_host(tmp_path / "host", LAYOUTS["v0.10"], script))
     assert out.returncode == 1 and "model loaded" not in out.stdout
     assert out.stderr.strip() == "adt_plugin: unknown option adt_step: did you mean adt_steps?"
+
+
+def test_a_toml_that_asks_for_adt_stops_where_the_options_could_not_be_added(tmp_path: Path) -> None:
+    """argparse rejects an unknown --adt by itself, but lets a TOML key pass."""
+    changed = LAYOUTS["v0.10"]["train_util.py"].replace("(parser, support", "(argument_parser, support")
+    changed = changed.replace("parser.add", "argument_parser.add").replace("argument_argument_", "argument_")
+    script = SCRIPT.replace("parse_args()", "parse_args(namespace=argparse.Namespace(adt=True))")
+    out = python("train_network.py", cwd=write_fake_host(tmp_path / "host", {"train_util.py": changed}, script))
+    assert out.returncode == 1 and "model loaded" not in out.stdout
+    assert "adt_plugin: the seam add_training_arguments" in out.stderr
+
+
+@pytest.mark.parametrize("value", ["'false'", "1"])
+def test_the_switch_must_be_true_or_false(tmp_path: Path, value: str) -> None:
+    script = SCRIPT.replace("parse_args()", f"parse_args(namespace=argparse.Namespace(adt={value}))")
+    out = python("train_network.py", cwd=write_fake_host(tmp_path / "host", LAYOUTS["v0.11"], script))
+    assert out.returncode == 1 and "adt_plugin: adt must be true or false" in out.stderr

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import toml
 import torch
 from torch import nn
 
@@ -25,6 +28,8 @@ def host_args(**changes: object) -> argparse.Namespace:
         "max_train_steps": 1600,
         "max_train_epochs": None,
         "gradient_accumulation_steps": 1,
+        "min_timestep": None,
+        "max_timestep": None,
     }
     return argparse.Namespace(**defaults | changes)
 
@@ -54,6 +59,40 @@ def test_a_trainer_that_is_not_served_yet(monkeypatch: pytest.MonkeyPatch) -> No
         message
         == "--adt does not work with sdxl_train_network.py yet, only with train_network.py: remove --adt to train with it."
     )
+
+
+def test_a_forks_own_trainer_is_taken_for_the_first_family() -> None:
+    assert checks.find_family("my_train_network.py") is SD
+
+
+@pytest.mark.parametrize("name", checks.OTHER_TRAINERS)
+def test_every_other_trainer_of_the_host_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--adt does not work with {name} yet"):
+        checks.find_family(name)
+
+
+@pytest.mark.parametrize(("low", "high"), [(950, None), (None, 1), (10, 90)])
+def test_timesteps_that_the_grid_does_not_have(monkeypatch: pytest.MonkeyPatch, low: int | None, high: int | None) -> None:
+    assert "--min_timestep" in refused(monkeypatch, ADTConfig(), min_timestep=low, max_timestep=high)
+
+
+@pytest.mark.parametrize("suffix", [".toml", ".json"])
+@pytest.mark.parametrize("key", checks.REFUSED_IN_DATA)
+def test_what_a_data_sets_file_turns_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, suffix: str) -> None:
+    settings = {"datasets": [{"resolution": 512, "subsets": [{"image_dir": "x", "custom_attributes": {key: True}}]}]}
+    path = tmp_path / f"data{suffix}"
+    path.write_text(json.dumps(settings) if suffix == ".json" else toml.dumps(settings))
+    assert refused(monkeypatch, ADTConfig(), dataset_config=str(path)).startswith(f"{key} in --dataset_config")
+
+
+def test_a_data_sets_file_without_them_or_without_sense_is_the_hosts_affair(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train_network.py"])
+    path = tmp_path / "data.toml"
+    for text in ("[general]\nalpha_mask = false\n", "not [ toml"):
+        path.write_text(text)
+        checks.check_host_options(host_args(dataset_config=str(path)), ADTConfig())
 
 
 def test_no_place_for_rows_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,3 +187,25 @@ def test_the_private_decoder_leaves_the_hosts_vae_alone() -> None:
 @pytest.mark.parametrize(("name", "expected"), [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_the_decoders_precision_on_a_cpu(name: str, expected: torch.dtype) -> None:
     assert resolve_dtype(name, torch.device("cpu")) == expected
+
+
+class BlockedVae(TinyVae):
+    """With blocks, as diffusers' decoders have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Tanh(), nn.Conv2d(8, 3, 1))
+        object.__setattr__(self.decoder, "up_blocks", [self.decoder[0], self.decoder[1]])  # seen, but run once
+
+
+def test_checkpointed_blocks_give_the_same_images_and_gradients() -> None:
+    vae = BlockedVae()
+    private = LatentDecoder(vae, 1.0, 0.0)
+    assert private.decoder[0].forward.__name__ == private.decoder[1].forward.__name__ == "checkpointed"
+    assert vae.decoder[0].forward.__name__ == "forward"
+    latents = torch.randn(1, 4, 2, 2, requires_grad=True)
+    images = private(latents)
+    gradient = torch.autograd.grad(images.square().sum(), latents)[0]
+    plain = vae.decoder(vae.post_quant_conv(latents))
+    torch.testing.assert_close(images, plain)
+    torch.testing.assert_close(gradient, torch.autograd.grad(plain.square().sum(), latents)[0])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import toml
+
 from tinyhost.run import host_environment
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_configs"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from adt_plugin.config import ADTConfig
 from adt_plugin.host.families import SD
+from adt_plugin.host.seams import patch_attribute
 from adt_plugin.host.session import Session
 
 
@@ -39,10 +41,16 @@ class Host:
 
     def __init__(self, tmp_path: Path, backbone: Path, **options: object) -> None:
         args = Namespace(
-            output_dir=str(tmp_path), output_name="x", v_parameterization=False, min_timestep=None, max_timestep=None
+            output_dir=str(tmp_path),
+            output_name="x",
+            v_parameterization=False,
+            min_timestep=None,
+            max_timestep=None,
+            max_train_steps=100,
+            gradient_accumulation_steps=1,
         )
-        config = ADTConfig(backbone=str(backbone), image_size=28, warmup=0, steps=4, **options)
-        self.session = Session(config, args, SD)
+        config = ADTConfig(**{"backbone": str(backbone), "image_size": 28, "warmup": 0, "steps": 4} | options)
+        self.args, self.session = args, Session(config, args, SD)
         self.accelerator = Accelerator(cpu=True)
         self.schedule = DDPMScheduler(beta_schedule="scaled_linear")
         self.session.on_accelerator(self.accelerator)
@@ -66,6 +74,15 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path, tiny_dino: Path) -> Host:
     return Host(tmp_path, tiny_dino)
+
+
+@pytest.fixture(autouse=True)
+def progress_bars_as_they_were() -> Iterator[None]:
+    import tqdm
+
+    original = tqdm.std.tqdm.set_postfix
+    yield
+    tqdm.std.tqdm.set_postfix = original
 
 
 def test_a_batch_in_the_hosts_order_adds_a_gradient(host: Host) -> None:
@@ -135,3 +152,74 @@ def test_several_processes_are_refused(tmp_path: Path, tiny_dino: Path, monkeypa
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
     with pytest.raises(SystemExit, match="--num_processes 1"):
         Host(tmp_path, tiny_dino)
+
+
+def test_deepspeed_chosen_in_accelerates_own_configuration_is_refused(
+    tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(SystemExit, match="--adt does not work under DEEPSPEED"):
+        Host(tmp_path, tiny_dino)
+
+
+def test_models_without_an_accelerator_end_the_run(host: Host) -> None:
+    host.session.accelerator = None
+    with pytest.raises(SystemExit, match="the seam prepare_accelerator was not reached"):
+        host.load()
+
+
+def test_a_backward_that_goes_past_the_accelerator_ends_the_run_at_the_next_batch(host: Host) -> None:
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    host.forward().backward()
+    with pytest.raises(SystemExit, match="the seam Accelerator.backward was not reached"):
+        host.noise()
+
+
+def test_a_warmup_that_outlasts_the_counted_steps_ends_the_run(tmp_path: Path, tiny_dino: Path) -> None:
+    """With --max_train_epochs the host writes the true number of steps only after it has read the data."""
+    host = Host(tmp_path, tiny_dino, warmup=50)
+    host.args.max_train_steps = 30
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    with pytest.raises(SystemExit, match="--adt_warmup 50 leaves nothing of the 30 turns"):
+        host.accelerator.backward(host.forward())
+
+
+class Tracker:
+    """A tracker that keeps what it was given."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.rows, self.images = name, [], []
+
+    def log(self, values: dict[str, float], step: int | None = None) -> None:
+        self.rows.append(dict(values))
+
+    def log_images(self, values: dict[str, object], step: int | None, **keywords: object) -> None:
+        self.images.append((step, keywords))
+
+
+def test_every_tracker_gets_each_turns_numbers_once_and_its_picture(tmp_path: Path, tiny_dino: Path) -> None:
+    host = Host(tmp_path, tiny_dino, pictures_every=1)
+    trackers = [Tracker("tensorboard"), Tracker("wandb")]
+    host.accelerator.init_trackers = lambda *args: setattr(host.accelerator, "trackers", trackers)
+    patch_attribute(host.accelerator, "init_trackers", host.session.feedback._around_init_trackers)
+    host.accelerator.init_trackers("x")
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    host.accelerator.backward(host.forward())
+    for values in ({"loss/current": 1.0}, {"loss/current": 2.0}, {"loss/epoch_average": 3.0}):
+        for tracker in trackers:
+            tracker.log(values, step=1)
+    for tracker in trackers:
+        assert [("adt/loss_d" in row) for row in tracker.rows] == [True, False, False]
+    assert trackers[0].images == [(0, {"dataformats": "NHWC"})]
+    assert trackers[1].images == [(None, {"commit": False})]
+
+
+def test_a_second_run_in_the_process_finds_the_host_as_it_was(host: Host) -> None:
+    import tqdm
+
+    assert "set_postfix" in vars(tqdm.std.tqdm) and hasattr(tqdm.std.tqdm.set_postfix, "_adt_undo")
+    host.session.uninstall()
+    assert not hasattr(tqdm.std.tqdm.set_postfix, "_adt_undo")
