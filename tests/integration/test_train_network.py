@@ -195,7 +195,7 @@ def test_two_aspect_ratios_through_the_launcher_module(
         "--adt_pictures_every",
         "1",
         images=tiny_bucket_images,
-        launcher="module",
+        launcher="accelerate-module",
     )
     assert_trained_with_adt(run, turns=4)
     sizes = set()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tinyhost.models import HostModel
 
-Launcher = Literal["python", "accelerate", "module"]
+Launcher = Literal["python", "accelerate", "module", "accelerate-module"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SITE = Path(__file__).resolve().parent / "site"
@@ -132,7 +132,8 @@ def launch_command(launcher: Launcher, cpu: bool = True) -> list[str]:
     if launcher == "module":
         return [sys.executable, "-m", "adt_plugin"]
     flags = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [sys.executable, "-m", "accelerate.commands.launch", *flags, *(["--cpu"] if cpu else [])]
+    plugin = ["-m", "adt_plugin"] if launcher == "accelerate-module" else []
+    return [sys.executable, "-m", "accelerate.commands.launch", *flags, *(["--cpu"] if cpu else []), *plugin]
 
 
 def host_arguments(script: str, model: HostModel, images: Path, output_dir: Path) -> list[str]:
