@@ -221,5 +221,9 @@ def test_the_summary_counts_host_tests_and_gives_reasons() -> None:
     ]
 
 
+def test_the_summary_says_so_where_none_was_skipped() -> None:
+    assert report.host_summary({"passed": [host_report("passed")]}) == ["1 host test ran: 1 passed", "0 host tests skipped"]
+
+
 def test_the_summary_is_silent_without_host_tests() -> None:
     assert report.host_summary({"passed": [SimpleNamespace(keywords={})]}) == []

@@ -13,13 +13,15 @@ RAN = ("passed", "failed")
 
 
 def host_summary(stats: Mapping[str, Iterable[pytest.TestReport]]) -> list[str]:
-    """One line on the host tests that ran and one per reason to skip; empty if the session had no host test."""
+    """One line on the host tests that ran, and how many were skipped, by reason; empty if the session had no host test."""
     counts = {category: len(host_reports(stats, category)) for category in (*RAN, "error")}
     reasons = Counter(skip_reason(report) for report in host_reports(stats, "skipped"))
     ran = sum(counts[category] for category in RAN)
     lines = [f"{count_tests(number)} skipped: {reason}" for reason, number in reasons.items()]
     if ran or counts["error"]:
         lines.insert(0, f"{count_tests(ran)} ran: " + ", ".join(f"{n} {category}" for category, n in counts.items() if n))
+        if not reasons:
+            lines.append("0 host tests skipped")
     return lines
 
 
