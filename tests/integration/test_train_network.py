@@ -291,33 +291,15 @@ def test_another_trainer_of_the_host_is_refused_by_name(run_tiny: TinyRun) -> No
 
 
 @pytest.mark.slow
-def test_a_true_size_sd15_trains(host_dir: Path, tiny_dino: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Random weights of the real sizes (2 GB on disk, some 6 GB of memory), 128 pixels, a few minutes on a CPU."""
+def test_a_true_size_sd15_trains(
+    host_dir: Path, adt_options: tuple[str | Path, ...], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Random weights of the real sizes (2 GB on disk, some 6 GB of memory), 128 pixels, two minutes on a CPU."""
     model = true_size_sd15(tmp_path_factory.mktemp("sd15"))
     images = write_images(tmp_path_factory.mktemp("images"), sizes=((128, 128),))
-    options = (
-        "--resolution",
-        "128,128",
-        "--max_train_steps",
-        "3",
-        "--network_train_unet_only",
-        "--gradient_checkpointing",
-        "--sdpa",
-    )
-    adt = (
-        "--adt",
-        "--adt_backbone",
-        tiny_dino,
-        "--adt_image_size",
-        "56",
-        "--adt_steps",
-        "4",
-        "--adt_warmup",
-        "1",
-        "--adt_profile",
-    )
     output = tmp_path_factory.mktemp("sd15_output")
-    run = run_host(
-        "train_network.py", *options, *adt, host_dir=host_dir, model=model, images=images, output_dir=output, timeout=3000
-    )
+    options = ("--resolution", "128,128", "--max_train_steps", "3")
+    options += ("--network_train_unet_only", "--gradient_checkpointing", "--sdpa")
+    places = {"host_dir": host_dir, "model": model, "images": images, "output_dir": output}
+    run = run_host("train_network.py", *options, *adt_options, **places, timeout=3000)
     assert_trained_with_adt(run, turns=3)
