@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from adt_plugin.demo.data import Digits, batches, degrade, encode, warp
 from adt_plugin.demo.diffusion import diffusion_loss
+from adt_plugin.demo.files import replacement
 from adt_plugin.demo.models import Classifier, RotationNet, UNet, seeded
 
 Progress = Callable[[float], object]
@@ -177,11 +178,6 @@ def _restored(network: nn.Module, path: Path) -> bool:
 
 
 def save_atomically(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write safetensors by way of a temporary file: an interrupted run never leaves half a file under the final name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    """Write safetensors by way of `replacement`: an interrupted run never leaves half a file under the final name."""
+    with replacement(path) as temporary:
         save_file(tensors, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

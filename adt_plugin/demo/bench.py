@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adt_plugin.demo import pictures, report
-from adt_plugin.demo.cells import Cell, CellStore, write_atomically
+from adt_plugin.demo.cells import Cell, CellStore
 from adt_plugin.demo.evaluate import SAMPLER_STEPS
+from adt_plugin.demo.files import write_atomically
 from adt_plugin.demo.finetune import Budget
 from adt_plugin.demo.pictures import Curve
 from adt_plugin.demo.progress import Bar

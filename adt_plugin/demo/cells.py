@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from adt_plugin.demo.evaluate import ScoreTable
+from adt_plugin.demo.files import write_atomically
 from adt_plugin.demo.metrics import Scores
 
 
@@ -66,11 +66,3 @@ class CellStore:
 def digest(settings: Any) -> str:
     """Eight hex digits that change with any part of `settings`, which is written out by `repr`."""
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write by way of a temporary file, so that an interruption never leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

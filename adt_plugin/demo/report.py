@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from adt_plugin.demo.cells import Cell, write_atomically
+from adt_plugin.demo.cells import Cell
 from adt_plugin.demo.evaluate import SAMPLER_STEPS
+from adt_plugin.demo.files import write_atomically
 
 Groups = dict[str, list[Cell]]
 """Cells by the name of their run, one per seed, in the order of their first appearance."""

@@ -45,8 +45,8 @@ class Observation:
 class SiameseScore(nn.Module):
     """Cosine similarity of the two images' embeddings at the same position, mean over positions and blocks.
 
-    Averaging the embeddings over the image before the cosine instead loses most of what tells the images of a pair apart
-    (measured on the miniature, docs/method.md).
+    Averaging the embeddings over the image before the cosine instead lost about a third of the gain on the miniature
+    (docs/method.md).
 
     Args:
         channels: of each block's features.

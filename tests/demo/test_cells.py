@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from adt_plugin.demo.cells import Cell, CellStore, digest, write_atomically
+from adt_plugin.demo.cells import Cell, CellStore, digest
+from adt_plugin.demo.files import write_atomically
 from adt_plugin.demo.metrics import Scores
 from adt_plugin.demo.study import Setting
 from adt_plugin.demo.variants import ABLATIONS, ADT
