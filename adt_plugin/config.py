@@ -82,6 +82,20 @@ class ADTConfig:
         "推論グリッドの間隔",
         choices=("auto", "leading", "trailing", "linspace"),
     )
+    flow_shift: float = option(
+        0.0,
+        "shift of the inference grid of flow models; 0 is what sd-scripts samples the model with",
+        "フローモデルの推論グリッドのシフト（0はsd-scriptsのサンプリングと同じ値）",
+        low=0.0,
+        high=100.0,
+    )
+    cfg_scale: float = option(
+        1.0,
+        "classifier-free guidance in the unroll, against the empty prompt; above 1 every denoiser call costs twice",
+        "展開時のCFGスケール（1より大きいと2倍の計算）",
+        low=1.0,
+        high=50.0,
+    )
     start_min: float = option(
         0.0, "lowest start of the unroll, as a fraction of the grid", "展開開始位置の下限", low=0.0, high=1.0
     )
@@ -144,6 +158,9 @@ class ADTConfig:
         low=0,
         high=1_000_000,
     )
+    train_text_encoder: bool = option(
+        False, "not built yet: the adversarial gradient trains the denoiser alone", "未対応（敵対的勾配はデノイザーのみを学習）"
+    )
     profile: bool = option(False, "measure each stage of a turn (synchronises the device)", "各処理の時間を計測")
 
     def __post_init__(self) -> None:
@@ -151,6 +168,10 @@ class ADTConfig:
             _check_range(spec, getattr(self, spec.name))
         if self.start_min > self.start_max:
             raise ConfigError(f"--adt_start_min ({self.start_min}) is above --adt_start_max ({self.start_max}): exchange them.")
+        if self.train_text_encoder:
+            raise ConfigError(
+                "--adt_train_text_encoder is not built yet: leave it out; sd-scripts itself may go on training text encoders."
+            )
         _ = self.beta_pair, self.augmentations, self.block_indices  # parse now, so that errors come before models are loaded
 
     @property

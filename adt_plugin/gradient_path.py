@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from adt_plugin.sampling import Denoiser, Unroll, call_seeded
+from adt_plugin.sampling import Denoiser, Unroll, call_seeded, parts_of
 
 
 def _random_mask(candidates: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
@@ -59,7 +59,7 @@ def replay(
     gradients: dict[int, Tensor],
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
 ) -> None:
-    """Accumulate `sum_i gradients[i] * do_i/dtheta` in the parameters, one denoiser call at a time.
+    """Accumulate `sum_i gradients[i] * do_i/dtheta` in the parameters, one denoiser call at a time (two for a guided one).
 
     Args:
         gradients: position in the unroll -> (scaled) dL/do_i; these steps must have been kept by the unroll.
@@ -69,9 +69,10 @@ def replay(
         step = path.steps[position]
         if step.model_input is None:
             raise ValueError(f"step {position} was not kept by the unroll")
-        # A grad-requiring input: reentrant checkpointing gives outputs without grad otherwise.
-        model_input = step.model_input.detach().requires_grad_(True)
-        with torch.enable_grad():
-            output = call_seeded(denoiser, model_input, step.timestep, step.seed)
-            surrogate = (output.to(gradient.dtype) * gradient).sum()
-        backward(surrogate)
+        for weight, part in parts_of(denoiser):
+            # A grad-requiring input: reentrant checkpointing gives outputs without grad otherwise.
+            model_input = step.model_input.detach().requires_grad_(True)
+            with torch.enable_grad():
+                output = call_seeded(part, model_input, step.timestep, step.seed)
+                surrogate = (output.to(gradient.dtype) * (weight * gradient)).sum()
+            backward(surrogate)

@@ -19,8 +19,35 @@ from adt_plugin.rng import seed_everything
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """`(x (B, C, h, w), t (B,)) -> prediction (B, C, h, w)`: noise, v or flow velocity, as the scheduler is configured."""
 
+FLOW_TIMESTEPS = 1000
+"""Flow-matching schedulers count their time sigma in [0, 1] in thousandths."""
+
 ALMOST_ZERO = 2.0**-24
 """Stands for a terminal alpha_bar of exactly 0 where a sampler works in sigma = sqrt((1 - a) / a) (diffusers' own choice)."""
+
+
+class Guided:
+    """A denoiser under classifier-free guidance, o = u + scale (c - u) (Ho & Salimans, arXiv 2207.12598).
+
+    As the weighted sum of two calls it is unrolled and replayed part by part, so that guidance costs time, not memory.
+
+    Args:
+        conditional, unconditional: the same network with the prompt's and with the empty prompt's conditioning bound.
+        scale: guidance scale; 1 is the conditional prediction alone.
+    """
+
+    def __init__(self, conditional: Denoiser, unconditional: Denoiser, scale: float) -> None:
+        self.parts = ((scale, conditional), (1.0 - scale, unconditional))
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The guided prediction `(B, C, h, w)`."""
+        (weight, first), (other_weight, second) = self.parts
+        return weight * first(x, t) + other_weight * second(x, t)
+
+
+def parts_of(denoiser: Denoiser) -> tuple[tuple[float, Denoiser], ...]:
+    """(weight, call) whose weighted sum is the denoiser's prediction."""
+    return getattr(denoiser, "parts", ((1.0, denoiser),))
 
 
 @dataclass
@@ -92,6 +119,37 @@ def build_scheduler(sampler: str, alphas_cumprod: Tensor, prediction_type: str, 
     return scheduler
 
 
+def build_flow_scheduler(shift: float, spacing: str) -> Any:
+    """Deterministic Euler steps on a flow-matching grid, x_sigma = (1 - sigma) x_0 + sigma eps, velocity eps - x_0.
+
+    Args:
+        shift: of the grid toward noise, sigma' = shift sigma / (1 + (shift - 1) sigma) (SD3, arXiv 2403.03206, eq. 23); may
+            be changed between turns by `set_shift`.
+        spacing: `trailing` (evenly from 1 to 1/m before the shift) or `linspace` (to the lowest sigma of training).
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    base: Any = FlowMatchEulerDiscreteScheduler
+
+    class ShiftedFlowScheduler(base):
+        """The base class bends the ends of its own grid differently from version to version; this grid is given to it."""
+
+        def set_shift(self, shift: float) -> None:
+            self.grid_shift = shift
+
+        def shifted(self, sigma: Any) -> Any:
+            return self.grid_shift * sigma / (1 + (self.grid_shift - 1) * sigma)
+
+        def set_timesteps(self, num_inference_steps: int, **kwargs: Any) -> None:
+            lowest = 1 / num_inference_steps if spacing == "trailing" else self.shifted(1 / FLOW_TIMESTEPS)
+            sigmas = torch.linspace(1.0, lowest, num_inference_steps, dtype=torch.float64)
+            super().set_timesteps(sigmas=self.shifted(sigmas).tolist(), **kwargs)
+
+    scheduler = ShiftedFlowScheduler(num_train_timesteps=FLOW_TIMESTEPS)
+    scheduler.set_shift(shift)
+    return scheduler
+
+
 def check_grid(scheduler: Any, steps: int) -> None:
     """Refuse a grid that the scheduler cannot walk exactly.
 
@@ -157,7 +215,18 @@ def unroll(
 
 
 def call_seeded(denoiser: Denoiser, model_input: Tensor, timestep: Tensor, seed: int) -> Tensor:
-    """Call the denoiser with its global generators seeded, so that the same seed gives the same dropout."""
-    seed_everything(seed)
+    """Call the denoiser with its global generators seeded, so that the same seed gives the same dropout.
+
+    Each part of a guided one is seeded alike: conditional and unconditional prediction come from the same network.
+    """
     t = torch.full((len(model_input),), timestep.item(), dtype=timestep.dtype, device=model_input.device)
-    return denoiser(model_input, t)
+    (weight, part), *others = parts_of(denoiser)
+    seed_everything(seed)
+    output = part(model_input, t)
+    if not others:
+        return output
+    output = weight * output
+    for weight, part in others:
+        seed_everything(seed)
+        output = output + weight * part(model_input, t)
+    return output

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import toml
-import torch
 
 from adt_plugin import sampling
 from adt_plugin.config import ADTConfig, ConfigError
@@ -30,23 +29,11 @@ REFUSED = {
     "masked_loss": "has no adversarial counterpart yet: train without it",
     "alpha_mask": "has no adversarial counterpart yet: train without it",
     "torch_compile": "has not been tested with the unroll yet: train without it",
+    "blocks_to_swap": "moves blocks between devices in an order that the unroll would break: train without it",
 }
 """Host options that are refused, and why."""
 
 OTHER_TRAINERS = (
-    "fine_tune.py",
-    "train_db.py",
-    "sdxl_train.py",
-    "sdxl_train_network.py",
-    "sd3_train.py",
-    "sd3_train_network.py",
-    "flux_train.py",
-    "flux_train_network.py",
-    "lumina_train.py",
-    "lumina_train_network.py",
-    "anima_train.py",
-    "anima_train_network.py",
-    "hunyuan_image_train_network.py",
     "train_textual_inversion.py",
     "train_textual_inversion_XTI.py",
     "sdxl_train_textual_inversion.py",
@@ -60,15 +47,13 @@ OTHER_TRAINERS = (
     "train_leco.py",
     "sdxl_train_leco.py",
 )
-"""The host's trainers that are not served yet; a name that is neither here nor served is a fork's own trainer."""
+"""The host's trainers that are not served; a name that is neither here nor served is a fork's own trainer."""
 
 REFUSED_IN_DATA = {
     "alpha_mask": "has no adversarial counterpart yet",
     "diff_output_preservation": "would be pulled toward the images that it is there to hold off",
 }
 """Keys of a --dataset_config that are refused when they are on, and why."""
-
-SD_TRAINING_STEPS = 1000
 
 
 def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
@@ -85,6 +70,7 @@ def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
     _check_output(args)
     _check_learning_rate(args)
     _check_grid(args, config, family)
+    _check_prediction(args)
     if not getattr(args, "max_train_epochs", None):  # with epochs, the number of steps is known only when the data are
         check_warmup(args, config)
     if getattr(args, "resume", None):
@@ -93,23 +79,34 @@ def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
 
 
 def find_family(script: str) -> Family:
-    """The family that a trainer's file name stands for; the first one for a fork's own name.
+    """The family that a trainer's file name stands for; for a fork's own name, the one whose prefix it has.
 
     Raises:
-        ConfigError: a trainer of the host that the plugin does not serve yet.
+        ConfigError: a trainer of the host that the plugin does not serve.
     """
     served = {name: family for family in FAMILIES for name in family.scripts}
     if script in OTHER_TRAINERS:
-        raise ConfigError(
-            f"--adt does not work with {script} yet, only with {', '.join(served)}: remove --adt to train with it."
-        )
-    return served.get(script, FAMILIES[0])
+        raise ConfigError(f"--adt does not work with {script}, only with {', '.join(served)}: remove --adt to train with it.")
+    by_prefix = sorted(FAMILIES, key=lambda family: len(family.prefix))
+    return served.get(script) or next(family for family in reversed(by_prefix) if script.startswith(family.prefix))
 
 
-def trained_range(args: argparse.Namespace) -> tuple[float, float] | None:
+def trained_range(args: argparse.Namespace, family: Family) -> tuple[float, float] | None:
     """The timesteps [low, high) that the run trains; None for all."""
     low, high = args.min_timestep, args.max_timestep
-    return None if low is None and high is None else (low or 0, float("inf") if high is None else high)
+    if not family.heeds_timestep_range or (low is None and high is None):
+        return None
+    return low or 0, float("inf") if high is None else high
+
+
+def _check_prediction(args: argparse.Namespace) -> None:
+    """The adversarial half reads the raw output as velocity, as the host's own sampling does."""
+    if getattr(args, "model_prediction_type", "raw") != "raw":
+        logger.warning(
+            "--model_prediction_type %s weighs the diffusion loss by the noise level; the unroll reads the model's raw "
+            "velocity, as sampling does. --model_prediction_type raw trains both alike.",
+            args.model_prediction_type,
+        )
 
 
 def _check_data(args: argparse.Namespace) -> None:
@@ -157,12 +154,11 @@ def _check_learning_rate(args: argparse.Namespace) -> None:
 
 def _check_grid(args: argparse.Namespace, config: ADTConfig, family: Family) -> None:
     """The sampler on a schedule of the right kind, as the run will build it on the host's own."""
-    alphas_cumprod = torch.linspace(0.999, 0.0 if args.zero_terminal_snr else 0.005, SD_TRAINING_STEPS)
-    scheduler = sampling.build_scheduler(config.sampler, alphas_cumprod, family.prediction_type(args), config.spacing)
+    scheduler = family.schedule.preview(config, args)
     sampling.check_grid(scheduler, config.steps)
     scheduler.set_timesteps(config.steps)
-    walked = scheduler.timesteps[-start_range(config)[1] :].tolist()
-    low, high = trained_range(args) or (0, float("inf"))
+    walked = [round(timestep) for timestep in scheduler.timesteps[-start_range(config)[1] :].tolist()]
+    low, high = trained_range(args, family) or (0, float("inf"))
     if not any(low <= timestep < high for timestep in walked):
         raise ConfigError(
             f"--min_timestep and --max_timestep leave no step of the inference grid to train (it has {walked}): "

@@ -1,8 +1,10 @@
-"""A private copy of the host's decoder, with its own device and precision."""
+"""The denoiser's latents, and a private copy of the host's decoder with its own device and precision."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,31 +12,79 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
+@dataclass(frozen=True)
+class LatentFormat:
+    """The denoiser's latents are `(z - shift) * scale` of the VAE's z.
+
+    Attributes:
+        scale, shift: numbers, or tensors `(C, 1, 1)`.
+        frames: the decoder takes `(B, C, 1, h, w)`.
+    """
+
+    scale: float | Tensor
+    shift: float | Tensor = 0.0
+    frames: bool = False
+
+
+def autoencoder_format(vae: Any) -> LatentFormat:
+    """FLUX's autoencoder, also Lumina's: its `encode` has scaled already."""
+    return LatentFormat(vae.scale_factor, vae.shift_factor)
+
+
+def qwen_format(vae: Any) -> LatentFormat:
+    """Qwen-Image's: a mean and a deviation per channel; a video decoder, or its variant for images alone."""
+    mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in (vae.latents_mean, vae.latents_std))
+    convolution = next(parameter for parameter in vae.decoder.parameters() if parameter.ndim >= 4)
+    return LatentFormat(1 / deviation, mean, frames=convolution.ndim == 5)
+
+
 class LatentDecoder(nn.Module):
     """Latents as the denoiser sees them to images.
 
     The host moves its VAE between devices and precisions as it likes, and encodes with it; the copy (decoder only) leaves
-    that alone. Gradient checkpointing keeps the decode's backward small.
+    that alone. Gradient checkpointing keeps the decode's backward small. The output is not clamped: a clamped pixel has no
+    gradient.
 
     Args:
-        vae: diffusers `AutoencoderKL`.
-        scale, shift: the denoiser's latents are `(z - shift) * scale`.
+        vae: has a `decoder`, and a `post_quant_conv` or not.
+        latent_format: of the denoiser's latents.
     """
 
-    def __init__(self, vae: Any, scale: float, shift: float) -> None:
+    def __init__(self, vae: Any, latent_format: LatentFormat) -> None:
         super().__init__()
         self.post_quant_conv: Any = copy.deepcopy(getattr(vae, "post_quant_conv", None))
         self.decoder: Any = copy.deepcopy(vae.decoder)
-        for block in (getattr(self.decoder, "mid_block", None), *getattr(self.decoder, "up_blocks", ())):
-            if block is not None:
-                checkpoint_block(block)
-        self.scale, self.shift = scale, shift
+        for block in blocks_of(self.decoder):
+            checkpoint_block(block)
+        self.latent_format = latent_format
         self.eval().requires_grad_(False)
 
     def forward(self, latents: Tensor) -> Tensor:
         """`(B, C, h, w)` -> `(B, 3, H, W)` in float32, about [-1, 1]."""
-        z = (latents / self.scale + self.shift).to(next(self.decoder.parameters()).dtype)
-        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z)).float()
+        z = self.unscaled(latents).to(next(self.decoder.parameters()).dtype)
+        z = z.unsqueeze(2) if self.latent_format.frames else z
+        images = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        return (images.squeeze(2) if self.latent_format.frames else images).float()
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """The VAE's own z of the denoiser's latents."""
+        scale, shift = (
+            value.to(latents) if isinstance(value, Tensor) else value
+            for value in (self.latent_format.scale, self.latent_format.shift)
+        )
+        return latents / scale + shift
+
+
+def blocks_of(decoder: Any) -> Iterator[nn.Module]:
+    """The parts that are worth checkpointing, in either of the two layouts: diffusers', or the original (mid, up)."""
+    if hasattr(decoder, "up_blocks"):
+        yield from (block for block in (getattr(decoder, "mid_block", None), *decoder.up_blocks) if block is not None)
+    elif hasattr(decoder, "up"):
+        yield from decoder.mid.children()
+        for level in decoder.up:
+            yield from level.block
+            if hasattr(level, "upsample"):
+                yield level.upsample
 
 
 def checkpoint_block(block: nn.Module) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
+from adt_plugin.host import conventions, decoding
+from adt_plugin.host.conventions import Convention
+from adt_plugin.host.decoding import LatentFormat
+from adt_plugin.host.schedules import DiscreteSchedule, FlowSchedule, Schedule, constant, flux_shift
 from adt_plugin.host.seams import Seam
 
 
@@ -19,51 +20,155 @@ class Family:
     Attributes:
         name: as users call it.
         scripts: the host's trainers of this family that the plugin serves.
+        prefix: of the file names of a fork's own trainers.
         denoisers: class names of the denoiser.
-        noising: the seam that sees the clean latents; they are its first tensor argument.
-        models: the seam that loads the VAE, at position `vae_index` of its result.
-        latent_scale, latent_shift: the denoiser's latents are `(z - shift) * scale` of the VAE's z.
-        prediction_type: of the denoiser's raw output, from the host's arguments.
-        read_output: the prediction `(B, C, h, w)` in what the denoiser returns.
+        noising: the seam that sees the clean latents.
+        vae: seams that load the VAE, newest host first.
+        vae_in: the VAE in what that seam returns.
+        latent_format: how the denoiser's latents relate to the VAE's own.
+        convention: how the denoiser is called and read.
+        schedule: noise schedule and sampler of the unroll.
+        heeds_timestep_range: whether the host's noising follows --min_timestep and --max_timestep.
     """
 
     name: str
     scripts: tuple[str, ...]
+    prefix: str
     denoisers: tuple[str, ...]
     noising: Seam
-    models: Seam
-    vae_index: int
-    latent_scale: float
-    latent_shift: float
-    prediction_type: Callable[[argparse.Namespace], str]
-    read_output: Callable[[Any], Tensor]
+    vae: tuple[Seam, ...]
+    latent_format: Callable[[Any], LatentFormat]
+    convention: Convention
+    schedule: Schedule
+    vae_in: Callable[[Any], Any] = lambda loaded: loaded
+    heeds_timestep_range: bool = False
 
 
-SD_NOISING = Seam(
+def noising(function: str, modules: tuple[str, ...], parameters: tuple[str, ...]) -> Seam:
+    """The host's function that noises a batch."""
+    return Seam(function, modules, parameters, "the clean latents and the noise schedule of each batch")
+
+
+def vae_loader(function: str, *modules: str) -> Seam:
+    """A function of the host that loads the VAE."""
+    return Seam(function, modules, (), "the VAE")
+
+
+SD_NOISING = noising(
     "get_noise_noisy_latents_and_timesteps",
     ("library.loss", "library.train_util"),
     ("args", "noise_scheduler", "latents"),
-    "the clean latents and the noise schedule of each batch",
+)
+FLUX_NOISING = noising(
+    "get_noisy_model_input_and_timesteps", ("library.flux_train_utils",), ("args", "noise_scheduler", "latents")
 )
 
 SD = Family(
     name="Stable Diffusion 1.x/2.x",
-    scripts=("train_network.py",),
+    scripts=("train_network.py", "fine_tune.py", "train_db.py"),
+    prefix="",
     denoisers=("UNet2DConditionModel",),
     noising=SD_NOISING,
-    models=Seam(
-        "load_target_model", ("library.model_io", "library.train_util"), ("args", "weight_dtype", "accelerator"), "the VAE"
-    ),
-    vae_index=1,
-    latent_scale=0.18215,
-    latent_shift=0.0,
-    prediction_type=lambda args: "v_prediction" if args.v_parameterization else "epsilon",
-    read_output=lambda output: output.sample,
+    vae=(vae_loader("load_target_model", "library.model_io", "library.train_util"),),
+    vae_in=lambda loaded: loaded[1],
+    latent_format=lambda vae: LatentFormat(scale=0.18215),
+    convention=conventions.SD,
+    schedule=DiscreteSchedule(),
+    heeds_timestep_range=True,
 )
 
-FAMILIES = (SD,)
+SDXL = Family(
+    name="Stable Diffusion XL",
+    scripts=("sdxl_train_network.py", "sdxl_train.py"),
+    prefix="sdxl_",
+    denoisers=("SdxlUNet2DConditionModel",),
+    noising=SD_NOISING,
+    vae=(vae_loader("load_target_model", "library.sdxl_train_util"),),
+    vae_in=lambda loaded: loaded[3],
+    latent_format=lambda vae: LatentFormat(scale=0.13025),
+    convention=conventions.SDXL,
+    schedule=DiscreteSchedule(),
+    heeds_timestep_range=True,
+)
+
+SD3 = Family(
+    name="Stable Diffusion 3",
+    scripts=("sd3_train_network.py", "sd3_train.py"),
+    prefix="sd3_",
+    denoisers=("MMDiT",),
+    noising=noising("get_noisy_model_input_and_timesteps", ("library.sd3_train_utils",), ("args", "latents")),
+    vae=(vae_loader("load_vae", "library.sd3_utils"),),
+    latent_format=lambda vae: LatentFormat(scale=1.5305, shift=0.0609),
+    convention=conventions.SD3,
+    schedule=FlowSchedule(constant(3.0), spacing="linspace"),
+    heeds_timestep_range=True,
+)
+
+FLUX = Family(
+    name="FLUX.1 and Chroma",
+    scripts=("flux_train_network.py", "flux_train.py"),
+    prefix="flux_",
+    denoisers=("Flux", "Chroma"),
+    noising=FLUX_NOISING,
+    vae=(vae_loader("load_ae", "library.flux_utils"),),
+    latent_format=decoding.autoencoder_format,
+    convention=conventions.FLUX,
+    schedule=FlowSchedule(flux_shift),
+)
+
+LUMINA = Family(
+    name="Lumina Image 2.0",
+    scripts=("lumina_train_network.py", "lumina_train.py"),
+    prefix="lumina_",
+    denoisers=("NextDiT",),
+    noising=noising(
+        "get_noisy_model_input_and_timesteps", ("library.lumina_train_util",), ("args", "noise_scheduler", "latents")
+    ),
+    vae=(vae_loader("load_ae", "library.lumina_util"),),
+    latent_format=decoding.autoencoder_format,
+    convention=conventions.LUMINA,
+    schedule=FlowSchedule(constant(6.0), spacing="linspace"),
+)
+
+ANIMA = Family(
+    name="Anima",
+    scripts=("anima_train_network.py", "anima_train.py"),
+    prefix="anima_",
+    denoisers=("Anima",),
+    noising=FLUX_NOISING,
+    vae=(
+        vae_loader("load_qwen_image_vae", "library.anima_train_utils"),
+        vae_loader("load_vae", "library.qwen_image_autoencoder_kl"),
+    ),
+    latent_format=decoding.qwen_format,
+    convention=conventions.ANIMA,
+    schedule=FlowSchedule(constant(3.0)),
+)
+
+HUNYUAN = Family(
+    name="HunyuanImage-2.1",
+    scripts=("hunyuan_image_train_network.py",),
+    prefix="hunyuan_",
+    denoisers=("HYImageDiffusionTransformer",),
+    noising=FLUX_NOISING,
+    vae=(vae_loader("load_vae", "library.hunyuan_image_vae"),),
+    latent_format=lambda vae: LatentFormat(scale=vae.scaling_factor),
+    convention=conventions.HUNYUAN,
+    schedule=FlowSchedule(constant(5.0)),
+)
+
+FAMILIES = (SD, SDXL, SD3, FLUX, LUMINA, ANIMA, HUNYUAN)
 
 ACCELERATOR = Seam("prepare_accelerator", ("library.accelerator_setup", "library.train_util"), ("args",), "the accelerator")
 METADATA = Seam(
     "get_sai_model_spec", ("library.model_io", "library.train_util"), ("state_dict", "args"), "the metadata of saved files"
+)
+METADATA_OBJECT = Seam(
+    "ModelSpecMetadata.to_metadata_dict", ("library.sai_model_spec",), ("self",), "the metadata of saved files, from v0.10 on"
+)
+PROMPT_CACHING = Seam(
+    "DatasetGroup.new_cache_text_encoder_outputs",
+    ("library.dataset", "library.train_util"),
+    ("self", "models"),
+    "the text encoders before they are freed",
 )

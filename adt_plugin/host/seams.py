@@ -6,10 +6,11 @@ patch replaces every attribute of every loaded module that is the original.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -28,7 +29,7 @@ class Seam:
     """A function of the host that the plugin wraps.
 
     Attributes:
-        function: its name.
+        function: its name; `Class.method` for a method.
         modules: where it may be defined, newest host first.
         parameters: the names of its first parameters, which the wrapper relies on.
         purpose: what the plugin needs it for, as a noun phrase for messages.
@@ -48,11 +49,30 @@ def resolve(seam: Seam) -> tuple[ModuleType, Function]:
     """
     for name in seam.modules:
         module = sys.modules.get(name)
-        function = getattr(module, seam.function, None)
+        function = _attribute(module, seam.function)
         if module is not None and callable(function) and getattr(inspect.unwrap(function), "__module__", None) == name:
             return module, function
     looked_at = ", ".join(f"{name} ({_place(name)})" for name in seam.modules)
     raise SeamError(f"the seam {seam.function} ({seam.purpose}) was not found: expected its definition in one of {looked_at}")
+
+
+def first_found(seams: Sequence[Seam]) -> Seam:
+    """The first seam that the host has.
+
+    Raises:
+        SeamError: it has none of them.
+    """
+    for seam in seams[:-1]:
+        with contextlib.suppress(SeamError):
+            resolve(seam)
+            return seam
+    resolve(seams[-1])
+    return seams[-1]
+
+
+def _attribute(module: ModuleType | None, dotted: str) -> Any:
+    """A function of the module or a method of one of its classes; None if there is none."""
+    return functools.reduce(lambda owner, name: getattr(owner, name, None), dotted.split("."), module)
 
 
 def check_signature(seam: Seam, module: ModuleType, function: Function) -> None:
@@ -84,6 +104,9 @@ def patch(seam: Seam, wrap: Wrap) -> Undo:
     if getattr(function, "_adt_undo", None) is not None:
         return function._adt_undo  # type: ignore[attr-defined]
     check_signature(seam, module, function)
+    if "." in seam.function:
+        owner, _, name = seam.function.rpartition(".")
+        return patch_attribute(_attribute(module, owner), name, wrap)
     wrapper = functools.wraps(function)(wrap(function))
 
     def undo() -> None:

@@ -7,65 +7,31 @@ host's own first, then the turn).
 from __future__ import annotations
 
 import argparse
+import contextlib
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import DistributedType
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from adt_plugin import sampling
 from adt_plugin.config import ADTConfig, ConfigError
 from adt_plugin.discriminator import Discriminator, load_backbone
 from adt_plugin.host import entry
+from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.checks import check_warmup, trained_range
+from adt_plugin.host.conventions import only_tensor
 from adt_plugin.host.decoding import LatentDecoder, resolve_dtype
-from adt_plugin.host.families import ACCELERATOR, METADATA, Family
+from adt_plugin.host.families import ACCELERATOR, METADATA, METADATA_OBJECT, Family
 from adt_plugin.host.feedback import Feedback
-from adt_plugin.host.seams import Function, SeamError, Undo, check, patch, patch_attribute
+from adt_plugin.host.guidance import Guidance
+from adt_plugin.host.seams import Function, SeamError, Undo, check, first_found, patch, patch_attribute, resolve
 from adt_plugin.monitor import Monitor
 from adt_plugin.rng import preserved_rng
+from adt_plugin.sampling import Denoiser
 from adt_plugin.turn import AdversarialTurn, StageClock
-
-
-@dataclass
-class DenoiserCall:
-    """The host's own call of its denoiser, to be repeated with other latents and timesteps.
-
-    The conditioning is detached: with a trained text encoder it carries a graph that the host's backward has freed.
-    """
-
-    module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    read_output: Callable[[Any], Tensor]
-    autocast: Callable[[], Any]
-
-    @classmethod
-    def captured(
-        cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], family: Family, autocast: Callable[[], Any]
-    ) -> DenoiserCall:
-        """From what the forward hook of the prepared denoiser saw."""
-        args, kwargs = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-        return cls(module, args, kwargs, family.read_output, autocast)
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Prediction `(B, C, h, w)` for latents x `(B, C, h, w)` and timesteps t `(B,)`."""
-        with self.autocast():
-            return self.read_output(self.module(x.to(self.args[0].dtype), t, *self.args[2:], **self.kwargs))
-
-    def without_checkpointing(self, x: Tensor, t: Tensor) -> Tensor:
-        """The same for a call without gradient: checkpointing, which only works in train mode, would waste time."""
-        modes = [(module, module.training) for module in self.module.modules()] if self.module.training else []
-        self.module.eval()
-        try:
-            return self(x, t)
-        finally:
-            for module, training in modes:
-                module.training = training
 
 
 class Session:
@@ -77,7 +43,7 @@ class Session:
         family: of the running trainer.
 
     Raises:
-        ConfigError: the backbone cannot be loaded.
+        ConfigError: the backbone cannot be loaded, or guidance is asked of a host that is too old for it.
     """
 
     def __init__(self, config: ADTConfig, args: argparse.Namespace, family: Family) -> None:
@@ -93,11 +59,14 @@ class Session:
                 image_size=config.image_size or backbone.image_size,
                 seed=config.seed,
             )
+        self.guidance = Guidance(config.cfg_scale) if config.cfg_scale > 1 else None
         self.undos: list[Undo] = []
+        self.vae_seam = family.vae[0]
+        self.trained_range = trained_range(args, family)  # read once: the host's validation changes its arguments
         self.accelerator: Any = None
         self.decoder: LatentDecoder | None = None
         self.denoiser: nn.Module | None = None
-        self.alphas_cumprod: Tensor | None = None
+        self.scheduler: Any = None
         self.latents: Tensor | None = None
         self.call: DenoiserCall | None = None
         self.turn: AdversarialTurn | None = None
@@ -115,15 +84,19 @@ class Session:
         Raises:
             SeamError: the host lacks one.
         """
+        self.vae_seam = first_found(self.family.vae)
         wraps: dict[Any, Callable[[Function], Function]] = {
             ACCELERATOR: lambda original: self._after(original, self.on_accelerator),
-            self.family.models: lambda original: self._after(original, self.on_models),
+            self.vae_seam: lambda original: self._after(original, self.on_vae_loader),
             self.family.noising: self._around_noising,
             METADATA: self._around_metadata,
         }
+        with contextlib.suppress(SeamError):  # older hosts have the function alone
+            resolve(METADATA_OBJECT)
+            wraps[METADATA_OBJECT] = self._around_metadata
         for seam in wraps:
             check(seam)
-        self.undos = [patch(seam, wrap) for seam, wrap in wraps.items()]
+        self.undos = [patch(seam, wrap) for seam, wrap in wraps.items()] + (self.guidance.install() if self.guidance else [])
 
     def uninstall(self) -> None:
         """Give the host its functions back, for a second run in the same process."""
@@ -140,17 +113,20 @@ class Session:
         return wrapper
 
     def _around_noising(self, original: Function) -> Function:
-        def noising(args: Any, noise_scheduler: Any, latents: Tensor, *rest: Any, **kwargs: Any) -> Any:
-            self.on_noising(noise_scheduler, latents)
-            return original(args, noise_scheduler, latents, *rest, **kwargs)
+        signature = inspect.signature(original)
+
+        def noising(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            self.on_noising(given.get("noise_scheduler"), given["latents"])
+            return original(*args, **kwargs)
 
         return noising
 
     def _around_metadata(self, original: Function) -> Function:
-        def get_sai_model_spec(*args: Any, **kwargs: Any) -> dict[str, str]:
+        def with_options(*args: Any, **kwargs: Any) -> dict[str, str]:
             return original(*args, **kwargs) | self.config.metadata()
 
-        return get_sai_model_spec
+        return with_options
 
     def on_accelerator(self, accelerator: Any) -> None:
         """The host made its accelerator."""
@@ -172,11 +148,12 @@ class Session:
         name = getattr(self.args, "output_name", None) or "last"
         return Monitor(Path(self.args.output_dir), name, self.config.pictures_every, self.config.metadata())
 
-    def on_models(self, models: tuple[Any, ...]) -> None:
-        """The host loaded its models: copy the decoder while it is in its original precision."""
+    def on_vae_loader(self, loaded: Any) -> None:
+        """The host loaded its VAE: copy the decoder while it is in its original precision."""
         if self.accelerator is None:
             entry.stop(SeamError(f"the seam {ACCELERATOR.function} was not reached before the models were loaded"))
-        self.decoder = LatentDecoder(models[self.family.vae_index], self.family.latent_scale, self.family.latent_shift)
+        vae = self.family.vae_in(loaded)
+        self.decoder = LatentDecoder(vae, self.family.latent_format(vae))
 
     def _around_prepare(self, original: Function) -> Function:
         def prepare(*objects: Any, **kwargs: Any) -> Any:
@@ -204,25 +181,25 @@ class Session:
         self.latents, self.call = latents.detach(), None
         self.clock = StageClock(self.config.profile, latents.device)
         self.batch_began = self.clock.now()
-        if self.alphas_cumprod is None:
-            self.alphas_cumprod = noise_scheduler.alphas_cumprod.detach().cpu().clone()
+        if self.scheduler is None:
+            self.scheduler = self.family.schedule.build(self.config, self.args, noise_scheduler)
+        self.family.schedule.fit(self.scheduler, self.config, (latents.shape[-2], latents.shape[-1]))
 
     def _before_denoiser(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The first call with gradient after the noising is the one to repeat; validation and sampling have none."""
         if self.in_turn or self.latents is None or self.call is not None or not torch.is_grad_enabled():
             return
-        if args[0].shape != self.latents.shape:
-            entry.stop(
-                SeamError(
-                    f"the denoiser was called with {tuple(args[0].shape)}, expected the latents' {tuple(self.latents.shape)}"
-                )
-            )
-        self.call = DenoiserCall.captured(module, args, kwargs, self.family, self.accelerator.autocast)
+        call = DenoiserCall.captured(module, args, kwargs, self.family.convention, self.accelerator.autocast)
+        expected = self.family.convention.pack(self.latents).shape
+        found = getattr(call.latents, "shape", ())
+        if found != expected:
+            entry.stop(SeamError(f"the denoiser was called with {tuple(found)}, expected the latents' {tuple(expected)}"))
+        self.call = call
 
     def _after_denoiser(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.in_turn or self.call is None or not torch.is_grad_enabled():
             return
-        prediction = self.family.read_output(output)
+        prediction = only_tensor(output)
         if prediction.requires_grad and self.decoder is not None:
             self._adversarial_turn().watch(prediction, self._loss_scale())
 
@@ -251,7 +228,7 @@ class Session:
 
     def _check_every_seam_was_hit(self) -> None:
         hit = {
-            f"{self.family.models.function} ({self.family.models.purpose})": self.decoder,
+            f"{self.vae_seam.function} ({self.vae_seam.purpose})": self.decoder,
             f"Accelerator.prepare (the denoiser, one of {', '.join(self.family.denoisers)})": self.denoiser,
             f"{self.family.noising.function} ({self.family.noising.purpose})": self.latents,
             "the denoiser's forward call": self.call,
@@ -276,7 +253,12 @@ class Session:
         host_seconds = self.clock.now() - self.batch_began if self.clock else 0.0
         self.in_turn = True
         try:
-            report = self._adversarial_turn()(call, latents, backward=backward, unroll_denoiser=call.without_checkpointing)
+            report = self._adversarial_turn()(
+                self._guided(call, lambda call: call),
+                latents,
+                backward=backward,
+                unroll_denoiser=self._guided(call, lambda call: call.without_checkpointing),
+            )
         finally:
             self.in_turn = False
         if self.config.profile:
@@ -284,23 +266,28 @@ class Session:
         if self.feedback is not None:
             self.feedback.show(report, self.optimizer_steps)
 
+    def _guided(self, call: DenoiserCall, denoiser: Callable[[DenoiserCall], Denoiser]) -> Denoiser:
+        if self.guidance is None:
+            return denoiser(call)
+        try:
+            return self.guidance.guided(call, denoiser)
+        except SeamError as error:
+            entry.stop(error)
+
     def _adversarial_turn(self) -> AdversarialTurn:
         """Built at the first batch, when schedule, decoder and device are known; the host's random state is left alone."""
         if self.turn is not None:
             return self.turn
-        assert self.decoder is not None and self.alphas_cumprod is not None
+        assert self.decoder is not None and self.scheduler is not None
         device = self.accelerator.device
         dtype = resolve_dtype(self.config.decode_dtype, device)
-        prediction_type = self.family.prediction_type(self.args)
         with preserved_rng():
             self.discriminator.to(device).backbone.to(dtype)
             self.turn = AdversarialTurn(
                 self.config,
-                scheduler=sampling.build_scheduler(
-                    self.config.sampler, self.alphas_cumprod, prediction_type, self.config.spacing
-                ),
+                scheduler=self.scheduler,
                 decode=self.decoder.to(device, dtype),
                 discriminator=self.discriminator,
-                timestep_range=trained_range(self.args),  # read once: the host's validation changes its arguments
+                timestep_range=self.trained_range,
             )
         return self.turn

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from adt_plugin.config import ADTConfig, ConfigError
-from adt_plugin.host import checks
-from adt_plugin.host.decoding import LatentDecoder, resolve_dtype
-from adt_plugin.host.families import SD
-from adt_plugin.host.session import DenoiserCall
+from adt_plugin.host import checks, conventions
+from adt_plugin.host.calls import DenoiserCall
+from adt_plugin.host.decoding import LatentDecoder, LatentFormat, resolve_dtype
+from adt_plugin.host.families import FAMILIES, FLUX, SD, SD3, SDXL, Family
 
 
 def host_args(**changes: object) -> argparse.Namespace:
@@ -53,22 +53,23 @@ def test_a_host_option_that_cannot_be_combined(monkeypatch: pytest.MonkeyPatch, 
     assert refused(monkeypatch, ADTConfig(), **{name: True}).startswith(f"--{name} cannot be combined with --adt, because it ")
 
 
-def test_a_trainer_that_is_not_served_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    message = refused(monkeypatch, ADTConfig(), "sdxl_train_network.py")
-    assert (
-        message
-        == "--adt does not work with sdxl_train_network.py yet, only with train_network.py: remove --adt to train with it."
-    )
-
-
-def test_a_forks_own_trainer_is_taken_for_the_first_family() -> None:
-    assert checks.find_family("my_train_network.py") is SD
-
-
 @pytest.mark.parametrize("name", checks.OTHER_TRAINERS)
-def test_every_other_trainer_of_the_host_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"--adt does not work with {name} yet"):
-        checks.find_family(name)
+def test_a_trainer_that_is_not_served(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    message = refused(monkeypatch, ADTConfig(), name)
+    assert message.startswith(f"--adt does not work with {name}, only with train_network.py, fine_tune.py, ")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_served_trainer_finds_its_family(family: Family) -> None:
+    assert all(checks.find_family(script) is family for script in family.scripts)
+
+
+@pytest.mark.parametrize(
+    ("script", "family"),
+    [("my_train_network.py", SD), ("sdxl_train_v2.py", SDXL), ("sd3_train_edm.py", SD3), ("flux_train_lora.py", FLUX)],
+)
+def test_a_forks_own_trainer_is_taken_for_the_family_of_its_prefix(script: str, family: Family) -> None:
+    assert checks.find_family(script) is family
 
 
 @pytest.mark.parametrize(("low", "high"), [(950, None), (None, 1), (10, 90)])
@@ -149,7 +150,9 @@ def test_a_captured_call_is_repeated_with_other_latents_and_without_the_old_grap
     module = nn.Module()
     module.forward = lambda x, t, context, scale=None: SimpleNamespace(sample=x * weight + t.view(-1, 1) + context + scale)  # type: ignore[method-assign]
     context = torch.full((1, 2), 3.0, requires_grad=True)
-    call = DenoiserCall.captured(module, (torch.zeros(1, 2), torch.zeros(1), context), {"scale": 5}, SD, torch.enable_grad)
+    call = DenoiserCall.captured(
+        module, (torch.zeros(1, 2), torch.zeros(1), context), {"scale": 5}, conventions.SD, torch.enable_grad
+    )
     output = call(torch.full((1, 2), 7.0), torch.full((1,), 2.0))
     torch.testing.assert_close(output, torch.full((1, 2), 7.0 + 2 + 3 + 5))
     output.sum().backward()
@@ -161,7 +164,7 @@ def test_a_call_without_checkpointing_restores_every_modules_mode() -> None:
     module[1].eval()
     seen = []
     module[0].register_forward_pre_hook(lambda m, args: seen.append(m.training))
-    call = DenoiserCall(module, (torch.zeros(1, 2), None), {}, lambda output: output, torch.no_grad)
+    call = DenoiserCall(module, {0: torch.zeros(1, 2), 1: None}, conventions.SD, torch.no_grad)
     call.module.forward = lambda x, t: module[0](x)  # type: ignore[method-assign]
     call.without_checkpointing(torch.zeros(1, 2), torch.zeros(1))
     assert seen == [False]
@@ -176,7 +179,7 @@ class TinyVae(nn.Module):
 
 def test_the_private_decoder_leaves_the_hosts_vae_alone() -> None:
     vae = TinyVae().half()
-    private = LatentDecoder(vae, scale=0.5, shift=1.0).to(torch.float32)
+    private = LatentDecoder(vae, LatentFormat(scale=0.5, shift=1.0)).to(torch.float32)
     assert vae.decoder.weight.dtype == torch.float16 and vae.decoder.weight.requires_grad
     assert not any(p.requires_grad for p in private.parameters())
     latents = torch.randn(1, 4, 2, 2)
@@ -200,7 +203,7 @@ class BlockedVae(TinyVae):
 
 def test_checkpointed_blocks_give_the_same_images_and_gradients() -> None:
     vae = BlockedVae()
-    private = LatentDecoder(vae, 1.0, 0.0)
+    private = LatentDecoder(vae, LatentFormat(1.0))
     assert private.decoder[0].forward.__name__ == private.decoder[1].forward.__name__ == "checkpointed"
     assert vae.decoder[0].forward.__name__ == "forward"
     latents = torch.randn(1, 4, 2, 2, requires_grad=True)

@@ -56,7 +56,7 @@ class Host:
         self.session.on_accelerator(self.accelerator)
 
     def load(self) -> None:
-        self.session.on_models((None, TinyVae(), None, True))
+        self.session.on_vae_loader((None, TinyVae(), None, True))
 
     def prepare(self) -> None:
         self.unet = self.accelerator.prepare(UNet2DConditionModel())

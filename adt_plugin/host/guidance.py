@@ -1,0 +1,104 @@
+"""The empty prompt's conditioning for classifier-free guidance, taken while the host still has its text encoders.
+
+The host encodes prompts in one of two places: once, when it caches the encoders' outputs and then frees them, or in every
+batch. Both are listened to, with the host's own tokenizer and encoding strategy.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adt_plugin.config import ConfigError
+from adt_plugin.host.calls import DenoiserCall
+from adt_plugin.host.families import PROMPT_CACHING
+from adt_plugin.host.seams import Function, SeamError, Undo, patch, patch_attribute
+from adt_plugin.rng import preserved_rng
+from adt_plugin.sampling import Denoiser, Guided
+
+STRATEGIES = "library.strategy_base"
+
+EMPTY = {"is_negative": True, "enable_dropout": False}
+"""For those of the host's functions that know them: the negative prompt's form, and no caption dropout."""
+
+
+class Guidance:
+    """Classifier-free guidance of one run.
+
+    Args:
+        scale: above 1.
+
+    Raises:
+        ConfigError: this version of the host has no encoding strategies.
+    """
+
+    def __init__(self, scale: float) -> None:
+        strategies = sys.modules.get(STRATEGIES)
+        if strategies is None:
+            raise ConfigError("--adt_cfg_scale above 1 needs sd-scripts v0.10 or newer: update it, or leave the option out.")
+        self.scale, self.strategies = scale, strategies
+        self.encoded: list[Any] = []
+        self.encoders: set[int] = set()
+
+    def install(self) -> list[Undo]:
+        """Listen to both places.
+
+        Raises:
+            SeamError: the host lacks one.
+        """
+        classes = self.strategies.TextEncodingStrategy.__subclasses__()
+        return [
+            patch(PROMPT_CACHING, self._around_caching),
+            *(patch_attribute(strategy, "encode_tokens", self._around_encoding) for strategy in classes),
+        ]
+
+    def guided(self, call: DenoiserCall, denoiser: Callable[[DenoiserCall], Denoiser]) -> Guided:
+        """Both predictions of a captured call; `denoiser` chooses how a call is made.
+
+        Raises:
+            SeamError: the empty prompt has never been encoded.
+        """
+        if not self.encoded:
+            raise SeamError("the empty prompt was never encoded: leave --adt_cfg_scale out with this trainer")
+        return Guided(denoiser(call), denoiser(call.conditioned(self.encoded)), self.scale)
+
+    def _around_caching(self, original: Function) -> Function:
+        def new_cache_text_encoder_outputs(dataset: Any, models: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+            """Outputs that are on disk already are not encoded again, so that nothing else would pass by."""
+            strategy = self.strategies.TextEncodingStrategy.get_strategy()
+            tokenizer = self.strategies.TokenizeStrategy.get_strategy()
+            with torch.no_grad(), preserved_rng():
+                strategy.encode_tokens(tokenizer, models, tokenizer.tokenize(""))
+            return original(dataset, models, *args, **kwargs)
+
+        return new_cache_text_encoder_outputs
+
+    def _around_encoding(self, original: Function) -> Function:
+        def encode_tokens(
+            strategy: Any, tokenizer: Any, models: Sequence[Any], tokens: Sequence[Any], *args: Any, **kwargs: Any
+        ) -> Any:
+            encoders = {position for position, ids in enumerate(tokens) if ids is not None}
+            if not encoders <= self.encoders or torch.is_grad_enabled():  # with gradient: the encoders are being trained
+                self._encode(lambda empty: original(strategy, tokenizer, models, empty, **known(original)), tokenizer, tokens)
+                self.encoders |= encoders
+            return original(strategy, tokenizer, models, tokens, *args, **kwargs)
+
+        return encode_tokens
+
+    def _encode(self, encode: Callable[[list[Any]], Sequence[Any]], tokenizer: Any, like: Sequence[Tensor | None]) -> None:
+        """Encode the empty prompt with those encoders for which `like` has tokens, and keep the others' outputs."""
+        with torch.no_grad(), preserved_rng():
+            empty = tokenizer.tokenize("", **known(tokenizer.tokenize))
+            outputs = encode([None if ids is None else part.to(ids.device) for part, ids in zip(empty, like, strict=True)])
+        before = self.encoded or [None] * len(outputs)
+        self.encoded = [old if new is None else new for old, new in zip(before, outputs, strict=True)]
+
+
+def known(function: Function) -> dict[str, bool]:
+    """Those options for the empty prompt that a function of the host takes."""
+    return {name: value for name, value in EMPTY.items() if name in inspect.signature(function).parameters}
