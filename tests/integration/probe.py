@@ -15,6 +15,7 @@ The result is one JSON object of errors. Nothing is trained: the run ends as soo
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import runpy
 import sys
@@ -115,6 +116,7 @@ class Probe:
         if len(self.times) > 2 and self.missing(session) in (0, 500):
             self.result.write_text(json.dumps(self.errors(session)))
             raise SystemExit(0)
+        session.call, session.first_backward_done = None, True
 
     def time_error(self, session: Session) -> float:
         """Of the time that the plugin would hand over at the noise level of the host's x_t, in the host's unit."""
@@ -170,8 +172,6 @@ def install(probe: Probe) -> None:
         on_vae_loader(session, loaded)
 
     def around_noising(session: Session, original: Any) -> Any:
-        import inspect
-
         signature = inspect.signature(original)
 
         def noising(*args: Any, **kwargs: Any) -> Any:
