@@ -8,6 +8,7 @@ from pathlib import Path
 
 USAGE = """usage: python -m adt_plugin demo                      the built-in miniature (no host, no weights, no network)
        python -m adt_plugin bench                     its benchmark
+       python -m adt_plugin doctor FOLDER             whether a work tree of sd-scripts can be served
        accelerate launch -m adt_plugin SCRIPT.py ...  a training script of sd-scripts, with the plugin hooked in"""
 
 
@@ -35,6 +36,10 @@ def main(arguments: list[str]) -> None:
         from adt_plugin.demo.cli import bench_main
 
         bench_main(arguments[1:])
+    elif arguments[0] == "doctor":
+        from adt_plugin.host.doctor import main as doctor_main
+
+        doctor_main(arguments[1:])
     else:
         run_script(arguments[0], arguments[1:])
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from adt_plugin.gradient_path import MASKS, choose_mask, leaf_gradients, replay
 from adt_plugin.rng import preserved_rng, seed_everything
-from adt_plugin.sampling import build_scheduler, noised_start, unroll
+from adt_plugin.sampling import Guided, build_flow_scheduler, build_scheduler, noised_start, unroll
 from toys import SD_ALPHAS_CUMPROD, ToyDenoiser, toy_decode, toy_latents
 
 STEPS, START = 8, 6
@@ -24,9 +23,7 @@ RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
 def scheduler_for(sampler: str, kind: str) -> Any:
-    return (
-        FlowMatchEulerDiscreteScheduler(shift=3.0) if sampler == "flow" else build_scheduler(sampler, SD_ALPHAS_CUMPROD, kind)
-    )
+    return build_flow_scheduler(3.0, "trailing") if sampler == "flow" else build_scheduler(sampler, SD_ALPHAS_CUMPROD, kind)
 
 
 def loss_of(latents: Tensor) -> Tensor:
@@ -182,3 +179,40 @@ def test_memory_does_not_grow_with_the_number_of_replayed_steps() -> None:
     one, eight = peak_of_a_path(by_replay, 1), peak_of_a_path(by_replay, 8)
     assert eight == one > 0
     assert peak_of_a_path(by_full_autograd, 8) > 2 * peak_of_a_path(by_full_autograd, 1)  # the route that does grow
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_guidance_is_replayed_part_by_part(dropout: float) -> None:
+    """Against one graph through the combined output; both predictions see the same dropout."""
+
+    def guided(net: ToyDenoiser) -> Guided:
+        return Guided(lambda x, t: net(x, t), lambda x, t: net(x + 0.5, t), 3.0)
+
+    def combined(net: ToyDenoiser) -> Callable[[Tensor, Tensor], Tensor]:
+        def denoiser(x: Tensor, t: Tensor) -> Tensor:
+            state = torch.get_rng_state()
+            conditional = net(x, t)
+            torch.set_rng_state(state)
+            unconditional = net(x + 0.5, t)
+            return unconditional + 3.0 * (conditional - unconditional)
+
+        return denoiser
+
+    results, backwards = [], 0
+
+    def counted(loss: Tensor) -> None:
+        nonlocal backwards
+        backwards += 1
+        loss.backward()
+
+    for denoiser_of in (guided, combined):
+        net, scheduler = ToyDenoiser(dropout, torch.float64), scheduler_for("ddim", "epsilon")
+        clean, noise = (toy_latents(seed=seed, dtype=torch.float64) for seed in (3, 4))
+        start = noised_start(scheduler, clean, noise, STEPS, START)
+        with preserved_rng():
+            path = unroll(denoiser_of(net), scheduler, start, list(range(START)), [1, 4], record=True)
+            gradients = leaf_gradients(loss_of(path.latents), path)
+            replay(denoiser_of(net), path, {i: gradients[i] for i in (1, 4)}, counted)
+        results.append(net.gradients())
+    assert relative_error(results[0], results[1]) < 1e-10
+    assert backwards == 4 + 2  # one graph at a time: two parts of two steps

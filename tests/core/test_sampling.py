@@ -8,7 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from adt_plugin.config import ConfigError
-from adt_plugin.sampling import build_scheduler, check_grid, noised_start, unroll
+from adt_plugin.sampling import Guided, build_flow_scheduler, build_scheduler, check_grid, noised_start, unroll
 from toys import SD_ALPHAS_CUMPROD, ToyDenoiser, toy_latents
 
 SAMPLERS = ("ddim", "euler", "dpm++")
@@ -121,3 +121,42 @@ def test_more_steps_than_timesteps_are_refused() -> None:
     scheduler = build_scheduler("ddim", SD_ALPHAS_CUMPROD[:100], "epsilon")
     with pytest.raises(ConfigError, match="--adt_steps must be at most 100"):
         check_grid(scheduler, 101)
+
+
+@pytest.mark.parametrize("start", [1, 3, 8])
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_flow_grid_starts_at_noise_and_an_oracle_returns(shift: float, spacing: str, start: int) -> None:
+    scheduler = build_flow_scheduler(shift, spacing)
+    check_grid(scheduler, 8)
+    clean, noise = toy_latents(seed=1), toy_latents(seed=2)
+    noised = noised_start(scheduler, clean, noise, 8, start)
+    path = unroll(lambda x, t: noise - clean, scheduler, noised, [0] * start, [], record=False)
+    torch.testing.assert_close(path.latents, clean, atol=1e-5, rtol=0)
+    assert float(scheduler.timesteps[0]) == 1000.0
+
+
+def test_flow_grids_are_those_of_the_pipelines() -> None:
+    """Diffusers' own grid for SD3 (linspace, shift 3), FLUX's even one (trailing), and a shift changed in between."""
+    own = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    own.set_timesteps(6)
+    scheduler = build_flow_scheduler(3.0, "linspace")
+    scheduler.set_timesteps(6)
+    torch.testing.assert_close(scheduler.sigmas, own.sigmas)
+    even = build_flow_scheduler(1.0, "trailing")
+    even.set_timesteps(4)
+    torch.testing.assert_close(even.sigmas, torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))
+    even.set_shift(3.0)
+    even.set_timesteps(2)
+    torch.testing.assert_close(even.sigmas, torch.tensor([1.0, 0.75, 0.0]))
+
+
+def test_guidance_extrapolates_from_the_unconditional_prediction() -> None:
+    conditional, unconditional = toy_latents(seed=1), toy_latents(seed=2)
+    guided = Guided(lambda x, t: conditional, lambda x, t: unconditional, 7.5)
+    expected = unconditional + 7.5 * (conditional - unconditional)
+    torch.testing.assert_close(guided(conditional, torch.zeros(2)), expected)
+    scheduler = build_flow_scheduler(1.0, "trailing")
+    noised = noised_start(scheduler, toy_latents(), toy_latents(seed=4), 4, 1)
+    path = unroll(guided, scheduler, noised, [0], [], record=False)
+    torch.testing.assert_close(path.steps[0].output, expected)
