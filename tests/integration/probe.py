@@ -134,6 +134,7 @@ class Probe:
             images = OWN_DECODES[type(self.vae).__name__](self.vae, self.images).float()
             decoded = session.decoder.to("cpu", torch.float32)(self.clean)
             limit = 1.0 if session.decoder.latent_format.frames else float("inf")  # that VAE's own decode clamps
+            images = images.squeeze(2) if images.ndim == 5 else images
             own_range = float(images.amax() - images.amin())
         oracles = torch.stack(list(self.oracle.values()))
         return {
