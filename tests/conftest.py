@@ -8,12 +8,14 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tinyhost.models import HostModel, write_dinov2, write_images, write_tiny_model
+from tinyhost.families import family_of
+from tinyhost.models import HostModel, TinyModel, write_dinov2, write_images, write_tiny_model
 from tinyhost.report import host_summary
 from tinyhost.run import NO_HOST, SCRIPT, CompletedRun, TinyRun, find_hosts, run_host
 from tinyhost.site.sitecustomize import install as patch_imports
@@ -52,9 +54,20 @@ def host_dir(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> HostModel:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """The random tiny model of a family, written once per session: `tiny_model("flux")`."""
+
+    @cache
+    def write(family: str) -> HostModel:
+        return write_tiny_model(family, tmp_path_factory.mktemp(f"tiny_{family}"))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tiny_model: TinyModel) -> HostModel:
     """A random tiny Stable Diffusion 1.x; its `checkpoint` is a diffusers folder."""
-    return write_tiny_model("sd", tmp_path_factory.mktemp("tiny_sd"))
+    return tiny_model("sd")
 
 
 @pytest.fixture(scope="session")
@@ -85,11 +98,19 @@ def tiny_bucket_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_tiny(host_dir: Path, tiny_sd: HostModel, tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """Run a script of the host on the tiny SD: `run_tiny("--max_train_steps", "4", launcher="accelerate").check()`."""
+def run_tiny(host_dir: Path, tiny_model: TinyModel, tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Run a script of the host on the tiny model of its family, by default the tiny SD.
+
+    For example `run_tiny("--max_train_steps", "4", launcher="accelerate").check()`. Skips where the host has no such script.
+    """
 
     def run(*args: str | Path, script: str = SCRIPT, **keywords: object) -> CompletedRun:
+        if not (host_dir / script).is_file():
+            pytest.skip(f"{host_dir.name} has no {script}")
+        keywords = {"host_dir": host_dir, "images": tiny_images} | keywords
         keywords.setdefault("output_dir", tmp_path_factory.mktemp("output"))
-        return run_host(script, *args, **{"host_dir": host_dir, "model": tiny_sd, "images": tiny_images} | keywords)
+        if "model" not in keywords:
+            keywords["model"] = tiny_model(family_of(script))
+        return run_host(script, *args, **keywords)
 
     return run

@@ -1,11 +1,10 @@
-"""Random models, tokenizers and images for the tests: nothing is downloaded, everything follows from a seed."""
+"""Random models and images for the tests: nothing is downloaded, everything follows from a seed."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, PreTrainedModel
+from tinyhost import families
+from tinyhost.tokenizers import CLIP_BYTE_VOCAB_SIZE, clip_tokenizer
 
-CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
-CLIP_BYTE_VOCAB_SIZE = 2 * 256 + 2
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import PreTrainedModel
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -28,6 +27,9 @@ CAPTIONS = ("a red square", "a green disc", "a blue square", "a yellow disc")
 COLOURS = ("red", "green", "blue", "yellow")
 
 SD15_GIGABYTES = 2.2
+
+
+TinyModel = Callable[[str], "HostModel"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,12 @@ class HostModel:
 
 def write_tiny_model(family: str, folder: Path) -> HostModel:
     """Write the random tiny model of one family (a module of `tinyhost.families`) into `folder`."""
-    module = importlib.import_module(f"tinyhost.families.{family}")
+    module = families.load(family)
     tokenizers = folder / "tokenizers"
     module.write_tokenizers(tokenizers)
     checkpoint = module.write(folder / family)
-    return HostModel(checkpoint, tokenizers, module.NETWORK_MODULE, family, module.ARGUMENTS)
+    arguments = tuple(map(str, module.arguments(folder / family)))
+    return HostModel(checkpoint, tokenizers, module.NETWORK_MODULE, family, arguments)
 
 
 @contextmanager
@@ -61,41 +64,19 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-# Tokenizer
-
-
-def byte_characters() -> list[str]:
-    """The 256 printable characters that stand for the 256 bytes in a byte-level BPE vocabulary, in CLIP's order."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-
-
-def write_clip_tokenizer(folder: Path) -> Path:
-    """A CLIP tokenizer without merges: one token per byte, then the two special tokens (514 in all)."""
-    from transformers import CLIPTokenizer
-
-    characters = byte_characters()
-    tokens = [*characters, *(character + "</w>" for character in characters), CLIP_START, CLIP_END]
-    folder.mkdir(parents=True, exist_ok=True)
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    vocab.write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
-    merges.write_text("#version: 0.2\n", encoding="utf-8")
-    CLIPTokenizer(str(vocab), str(merges), pad_token=CLIP_END, model_max_length=77).save_pretrained(folder)
-    return folder
-
-
 # Diffusion models
 
 
-def clip_text_model(vocab_size: int = CLIP_BYTE_VOCAB_SIZE, **config: Any) -> CLIPTextModel:
+def clip_text_model(vocab_size: int = CLIP_BYTE_VOCAB_SIZE, projection: bool = False, **config: Any) -> PreTrainedModel:
     """A random CLIP text encoder; its special tokens are the last two ids of the byte vocabulary."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     start, end = CLIP_BYTE_VOCAB_SIZE - 2, CLIP_BYTE_VOCAB_SIZE - 1
     hidden_size = config["hidden_size"]
     config = {"intermediate_size": 4 * hidden_size, "projection_dim": hidden_size} | config
     ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
-    return CLIPTextModel(CLIPTextConfig(vocab_size=vocab_size, **ids, **config))
+    model = CLIPTextModelWithProjection if projection else CLIPTextModel
+    return model(CLIPTextConfig(vocab_size=vocab_size, **ids, **config))
 
 
 def autoencoder(block_out_channels: tuple[int, ...], layers_per_block: int) -> AutoencoderKL:
@@ -113,13 +94,20 @@ def autoencoder(block_out_channels: tuple[int, ...], layers_per_block: int) -> A
     )
 
 
-def save_stable_diffusion(folder: Path, unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel) -> Path:
+def save_stable_diffusion(folder: Path, unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: PreTrainedModel) -> Path:
     """Save the three parts as a diffusers folder with a tokenizer and the scheduler of Stable Diffusion."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTokenizer
+    from diffusers import StableDiffusionPipeline
 
-    tokenizer = CLIPTokenizer.from_pretrained(write_clip_tokenizer(folder / "tokenizer"))
-    scheduler = DDIMScheduler(
+    parts = (vae, text_encoder, clip_tokenizer(), unet, scheduler())
+    StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+def scheduler() -> DDIMScheduler:
+    """The noise schedule of Stable Diffusion."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -127,9 +115,6 @@ def save_stable_diffusion(folder: Path, unet: UNet2DConditionModel, vae: Autoenc
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
-    pipeline.save_pretrained(folder)
-    return folder
 
 
 def true_size_sd15(folder: Path) -> HostModel:
@@ -146,7 +131,7 @@ def true_size_sd15(folder: Path) -> HostModel:
         text_encoder = clip_text_model(49408, hidden_size=768, num_hidden_layers=12, num_attention_heads=12).half()
     checkpoint = save_stable_diffusion(folder / "sd15", unet, vae, text_encoder)
     tokenizers = folder / "tokenizers"
-    write_clip_tokenizer(tokenizers / "openai_clip-vit-large-patch14")
+    families.load("sd").write_tokenizers(tokenizers)
     return HostModel(checkpoint, tokenizers, "networks.lora")
 
 

@@ -120,7 +120,7 @@ def run_host(
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     command = [*launch_command(launcher, cpu), script, *host_arguments(script, model, images, output_dir), *map(str, args)]
-    variables = host_environment(model.family, output_dir, cpu) | dict(env or {})
+    variables = host_environment(model.family, output_dir, cpu, model.tokenizers) | dict(env or {})
     returncode, stdout, stderr = run_to_end(command, host_dir, variables, timeout)
     return CompletedRun(returncode, stdout, stderr, output_dir)
 
@@ -162,8 +162,8 @@ def host_arguments(script: str, model: HostModel, images: Path, output_dir: Path
     return [*flat, *model.arguments]
 
 
-def host_environment(family: str | None, output_dir: Path, cpu: bool = True) -> dict[str, str]:
-    """The environment of the host's process: offline, one thread, its own cache, and this kit's start-up module."""
+def host_environment(family: str | None, output_dir: Path, cpu: bool = True, hub_cache: Path | None = None) -> dict[str, str]:
+    """The environment of the host's process: offline, one thread, its own caches, and this kit's start-up module."""
     paths = [str(SITE), os.environ.get("PYTHONPATH", "")]
     variables = {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
@@ -174,6 +174,8 @@ def host_environment(family: str | None, output_dir: Path, cpu: bool = True) -> 
         "PYTHONIOENCODING": "utf-8",
         "COLUMNS": "200",  # the host's logger wraps its lines at this width
     }
+    if hub_cache is not None:
+        variables["HF_HUB_CACHE"] = str(hub_cache)
     if cpu:
         variables["ACCELERATE_USE_CPU"] = "true"
     inherited = {name: value for name, value in os.environ.items() if name != "TINYHOST_FAMILY"}

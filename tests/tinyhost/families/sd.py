@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+SCRIPTS = ("train_network.py", "train_db.py", "fine_tune.py")
 NETWORK_MODULE = "networks.lora"
-ARGUMENTS: tuple[str, ...] = ()
 
 BLOCK_OUT_CHANNELS = (32, 64, 64, 64)
 # Not the usual 32 groups: at 64x64 pixels the mid block is 1x1, so 64 channels would leave two values to each norm.
@@ -31,14 +32,23 @@ AFTER_IMPORT = {"library.original_unet": shrink_unet}
 
 
 def write_tokenizers(folder: Path) -> None:
-    """The tokenizer under the name by which the host looks it up in `--tokenizer_cache_dir`."""
-    from tinyhost import models
+    """The tokenizer of CLIP-L."""
+    from tinyhost import tokenizers
 
-    models.write_clip_tokenizer(folder / "openai_clip-vit-large-patch14")
+    tokenizers.save_for_host(tokenizers.clip_tokenizer(), folder, "openai/clip-vit-large-patch14")
+
+
+def arguments(folder: Path) -> tuple[str | Path, ...]:
+    return ()
 
 
 def write(folder: Path) -> Path:
     """Write a random tiny checkpoint in diffusers format and return its folder."""
+    return write_with_unet(folder)
+
+
+def write_with_unet(folder: Path, **config: Any) -> Path:
+    """`write` with further sizes of the UNet."""
     from diffusers import UNet2DConditionModel
 
     from tinyhost import models
@@ -50,6 +60,7 @@ def write(folder: Path) -> Path:
             norm_num_groups=NORM_GROUPS,
             cross_attention_dim=CLIP_HIDDEN_SIZE,
             attention_head_dim=2,
+            **config,
         )
         vae = models.autoencoder(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
         text_encoder = models.clip_text_model(hidden_size=CLIP_HIDDEN_SIZE, num_hidden_layers=2, num_attention_heads=2)

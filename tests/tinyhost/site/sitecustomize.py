@@ -17,13 +17,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
 Action = Callable[[ModuleType], None]
 
-FAMILIES = Path(__file__).resolve().parents[1] / "families"
+KIT = Path(__file__).resolve().parents[1]
 OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -89,13 +90,13 @@ def declare_operators(extension: ModuleType) -> None:
 
 
 def family_actions(name: str) -> dict[str, Action]:
-    """`AFTER_IMPORT` of families/<name>.py, loaded by path so that no package of this kit enters `sys.path`."""
+    """`AFTER_IMPORT` of families/<name>.py. The kit is loaded by path, so that nothing of it enters `sys.path`."""
     from importlib.util import module_from_spec, spec_from_file_location
 
-    spec = spec_from_file_location(f"_tinyhost_family_{name}", FAMILIES / f"{name}.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.AFTER_IMPORT
+    spec = spec_from_file_location("tinyhost", KIT / "__init__.py", submodule_search_locations=[str(KIT)])
+    sys.modules["tinyhost"] = package = module_from_spec(spec)
+    spec.loader.exec_module(package)
+    return import_module(f"tinyhost.families.{name}").AFTER_IMPORT
 
 
 def install(family: str | None = None) -> AfterImport:
