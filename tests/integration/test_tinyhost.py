@@ -16,9 +16,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, T5TokenizerFast
 
-from tinyhost import families, models, report, run, tokenizers
+from tinyhost import families, models, report, run, tokenizers, weights
 from tinyhost.models import TinyModel
 from tinyhost.run import TinyRun
 from tinyhost.site import sitecustomize
@@ -55,9 +55,18 @@ def test_the_plain_host_trains_a_lora_under_accelerate(run_tiny: TinyRun) -> Non
     assert_trained_lora(run_tiny(launcher="accelerate", env=PLAIN))
 
 
-@pytest.mark.parametrize("options", [(), ("--v_parameterization",)])
-def test_the_plain_host_trains_a_lora_for_sd2(run_tiny: TinyRun, tiny_model: TinyModel, options: tuple[str, ...]) -> None:
-    assert_trained_lora(run_tiny(*options, model=tiny_model("sd2"), env=PLAIN))
+@pytest.mark.parametrize(
+    ("family", "script", "options"),
+    [
+        ("sd2", "train_network.py", ()),
+        ("sd2", "train_network.py", ("--v_parameterization",)),
+        ("chroma", "flux_train_network.py", ()),
+    ],
+)
+def test_the_plain_host_trains_a_lora_of_a_variant(
+    run_tiny: TinyRun, tiny_model: TinyModel, family: str, script: str, options: tuple[str, ...]
+) -> None:
+    assert_trained_lora(run_tiny(*options, script=script, model=tiny_model(family), env=PLAIN))
 
 
 def test_the_plain_host_trains_on_two_aspect_ratios(run_tiny: TinyRun, tiny_bucket_images: Path) -> None:
@@ -191,6 +200,31 @@ def test_the_clip_tokenizer_spells_any_text() -> None:
     assert (ids[0], ids[-1]) == (512, 513)
     assert len(ids) == 2 + len(b"aredsquare,") + len("正方形".encode())
     assert tokenizer.decode(ids, skip_special_tokens=True) == "a red square , 正方形"
+
+
+def test_the_unigram_tokenizer_spells_ascii(tmp_path: Path) -> None:
+    tokenizers.save_for_host(tokenizers.unigram_tokenizer(), tmp_path, "google/t5-v1_1-xxl")
+    tokenizer = T5TokenizerFast.from_pretrained(tmp_path / "google_t5-v1_1-xxl")
+    ids = tokenizer("a Red, 方", padding="max_length", max_length=11).input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == [*"▁a▁Red,▁", "<unk>", "</s>", "<pad>"]
+    assert max(ids) < tokenizers.UNIGRAM_VOCAB_SIZE == len(tokenizer)
+
+
+def test_random_weights_follow_from_their_tree_and_seed() -> None:
+    tree = {"mlp": [weights.linear(4, 8), {}, weights.linear(8, 4, bias=False)], "norm": weights.norm(4), "pad": (2, 3)}
+    tensors = weights.random_weights(tree)
+    shapes = {"mlp.0.weight": (8, 4), "mlp.0.bias": (8,), "mlp.2.weight": (4, 8), "norm.weight": (4,), "norm.bias": (4,)}
+    assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == shapes | {"pad": (2, 3)}
+    assert torch.equal(tensors["norm.weight"], torch.ones(4))
+    assert all((tensor != 0).all() for tensor in tensors.values())
+    assert all(torch.equal(tensor, tensors[key]) for key, tensor in weights.random_weights(tree).items())
+    assert not torch.equal(tensors["pad"], weights.random_weights(tree, seed=1)["pad"])
+
+
+def test_a_script_that_no_family_knows_is_an_error() -> None:
+    assert families.family_of("sd3_train.py") == "sd3"
+    with pytest.raises(ValueError, match="no family of the test kit trains with train_controlnet.py"):
+        families.family_of("train_controlnet.py")
 
 
 @pytest.mark.parametrize(("fixture", "tokens"), [("tiny_dino", 1 + 16), ("tiny_dino_registers", 1 + 4 + 16)])

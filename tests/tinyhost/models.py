@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from tinyhost import families
-from tinyhost.tokenizers import CLIP_BYTE_VOCAB_SIZE, clip_tokenizer
+from tinyhost.text_encoders import clip_sizes, clip_text_model
+from tinyhost.tokenizers import clip_tokenizer
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -67,18 +68,6 @@ def seeded(seed: int) -> Iterator[None]:
 # Diffusion models
 
 
-def clip_text_model(vocab_size: int = CLIP_BYTE_VOCAB_SIZE, projection: bool = False, **config: Any) -> PreTrainedModel:
-    """A random CLIP text encoder; its special tokens are the last two ids of the byte vocabulary."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    start, end = CLIP_BYTE_VOCAB_SIZE - 2, CLIP_BYTE_VOCAB_SIZE - 1
-    hidden_size = config["hidden_size"]
-    config = {"intermediate_size": 4 * hidden_size, "projection_dim": hidden_size} | config
-    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
-    model = CLIPTextModelWithProjection if projection else CLIPTextModel
-    return model(CLIPTextConfig(vocab_size=vocab_size, **ids, **config))
-
-
 def autoencoder(block_out_channels: tuple[int, ...], layers_per_block: int) -> AutoencoderKL:
     """A random image autoencoder, 8 pixels to one latent as in Stable Diffusion."""
     from diffusers import AutoencoderKL
@@ -128,7 +117,7 @@ def true_size_sd15(folder: Path) -> HostModel:
     with seeded(0):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).half()
         vae = autoencoder(block_out_channels=(128, 256, 512, 512), layers_per_block=2).half()
-        text_encoder = clip_text_model(49408, hidden_size=768, num_hidden_layers=12, num_attention_heads=12).half()
+        text_encoder = clip_text_model(clip_sizes(768, layers=12, heads=12, vocab_size=49408)).half()
     checkpoint = save_stable_diffusion(folder / "sd15", unet, vae, text_encoder)
     tokenizers = folder / "tokenizers"
     families.load("sd").write_tokenizers(tokenizers)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Tree = Mapping[str, Any] | Sequence[Any]
 
@@ -44,21 +45,26 @@ def tensor_shapes(tree: Tree, prefix: str = "") -> Iterator[tuple[str, tuple[int
             yield from tensor_shapes(child, f"{prefix}{name}.")
 
 
-def random_weights(tree: Tree, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def random_weights(tree: Tree, seed: int = 0) -> dict[str, torch.Tensor]:
     """Weights under which every layer keeps the scale of its input, and none is zero.
 
     The layers that published models start from zero (modulations and outputs) are random as well, so that a denoiser's
     output and the gradients of all its weights differ from zero.
     """
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
-    return {key: random_tensor(key, shape, generator).to(dtype) for key, shape in tensor_shapes(tree)}
+    return {key: random_tensor(key, shape, generator) for key, shape in tensor_shapes(tree)}
 
 
 def random_tensor(key: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """The scale of a normalisation is 1, a bias N(0, 0.02^2), and any other tensor N(0, 1 / number of inputs)."""
-    if key.endswith(SCALES) and prod(shape) == shape[0]:
+    """Normalisations scale by 1; biases are N(0, 0.02^2), other weights N(0, 1 / number of inputs), embeddings N(0, 1)."""
+    import torch
+
+    name = key.rpartition(".")[-1]
+    if name in SCALES and prod(shape) == shape[0]:
         return torch.ones(shape)
-    std = 0.02 if key.endswith("bias") else prod(shape[1:]) ** -0.5
+    std = {"bias": 0.02, "weight": prod(shape[1:]) ** -0.5}.get(name, 1.0)
     return torch.randn(shape, generator=generator) * std
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tinyhost.text_encoders import clip_sizes, clip_text_model
+
 SCRIPTS = ("train_network.py", "train_db.py", "fine_tune.py")
 NETWORK_MODULE = "networks.lora"
 
@@ -63,5 +65,5 @@ def write_with_unet(folder: Path, **config: Any) -> Path:
             **config,
         )
         vae = models.autoencoder(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
-        text_encoder = models.clip_text_model(hidden_size=CLIP_HIDDEN_SIZE, num_hidden_layers=2, num_attention_heads=2)
+        text_encoder = clip_text_model(clip_sizes(CLIP_HIDDEN_SIZE))
     return models.save_stable_diffusion(folder, unet, vae, text_encoder)

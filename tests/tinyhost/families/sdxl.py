@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tinyhost.text_encoders import clip_sizes, clip_text_model
+
 SCRIPTS = ("sdxl_train_network.py", "sdxl_train.py")
 NETWORK_MODULE = "networks.lora"
 
@@ -74,9 +76,8 @@ def write(folder: Path) -> Path:
             projection_class_embeddings_input_dim=CLIP_G_HIDDEN_SIZE + SIZE_EMBEDDINGS,
         )
         vae = models.autoencoder(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
-        heads = {"num_attention_heads": 2}
-        clip_l = models.clip_text_model(hidden_size=CLIP_L_HIDDEN_SIZE, num_hidden_layers=CLIP_L_LAYERS, **heads)
-        clip_g = models.clip_text_model(hidden_size=CLIP_G_HIDDEN_SIZE, num_hidden_layers=2, projection=True, **heads)
+        clip_l = clip_text_model(clip_sizes(CLIP_L_HIDDEN_SIZE, layers=CLIP_L_LAYERS))
+        clip_g = clip_text_model(clip_sizes(CLIP_G_HIDDEN_SIZE), projection=True)
     tokenizer = clip_tokenizer()
     parts = (vae, clip_l, clip_g, tokenizer, tokenizer, unet, models.scheduler())
     StableDiffusionXLPipeline(*parts, add_watermarker=False).save_pretrained(folder)
