@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from tinyhost.weights import Tree, conv, norm
+from tinyhost.weights import Tree, conv, norm, random_weights
+
+if TYPE_CHECKING:
+    import torch
+
+LOG_VARIANCE = -20.0
+
+
+def autoencoder_weights(tree: Tree, moments: str = "encoder.conv_out") -> dict[str, torch.Tensor]:
+    """Random weights under which the encoder is all but deterministic, as a trained one is.
+
+    `moments` is the layer whose outputs are the means and the log variances of the latents.
+    """
+    tensors = random_weights(tree)
+    weight, bias = tensors[f"{moments}.weight"], tensors[f"{moments}.bias"]
+    means = len(bias) // 2
+    weight[means:] = 0
+    bias[means:] = LOG_VARIANCE
+    return tensors
 
 
 def ldm_autoencoder(channels: Sequence[int], blocks: int, latent_channels: int) -> Tree:

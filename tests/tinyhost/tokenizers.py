@@ -6,13 +6,18 @@ import json
 import string
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+    from transformers import CLIPTokenizer, PreTrainedTokenizerBase, Qwen2TokenizerFast
+
+Bpe = TypeVar("Bpe")
 
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 CLIP_BYTE_VOCAB_SIZE = 2 * 256 + 2
+
+QWEN2_END = "<|endoftext|>"
+QWEN2_BYTE_VOCAB_SIZE = 256 + 1
 
 UNIGRAM_SPECIALS = ("<pad>", "</s>", "<unk>")
 UNIGRAM_PIECES = ("▁", *string.digits, *string.ascii_letters, *string.punctuation)
@@ -45,11 +50,23 @@ def clip_tokenizer() -> CLIPTokenizer:
 
     characters = byte_characters()
     tokens = [*characters, *(character + "</w>" for character in characters), CLIP_START, CLIP_END]
+    return bpe_tokenizer(CLIPTokenizer, tokens, pad_token=CLIP_END, model_max_length=77)
+
+
+def qwen2_tokenizer() -> Qwen2TokenizerFast:
+    """A tokenizer of Qwen 2 without merges: one token per byte, then the padding token (257 in all)."""
+    from transformers import Qwen2TokenizerFast
+
+    return bpe_tokenizer(Qwen2TokenizerFast, [*byte_characters(), QWEN2_END])
+
+
+def bpe_tokenizer(tokenizer: type[Bpe], tokens: list[str], **options: Any) -> Bpe:
+    """A byte-pair tokenizer of the given class, made from its two files, with an empty list of merges."""
     with TemporaryDirectory() as folder:
         vocab, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         vocab.write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
         merges.write_text("#version: 0.2\n", encoding="utf-8")
-        return CLIPTokenizer(str(vocab), str(merges), pad_token=CLIP_END, model_max_length=77)
+        return tokenizer(str(vocab), str(merges), **options)
 
 
 def unigram_tokenizer() -> PreTrainedTokenizerBase:

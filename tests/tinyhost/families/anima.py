@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from tinyhost.autoencoders import autoencoder_weights
 from tinyhost.text_encoders import with_sizes
 from tinyhost.tokenizers import UNIGRAM_VOCAB_SIZE
 from tinyhost.weights import Tree, conv, linear, rms_norm
@@ -100,7 +101,7 @@ def write(folder: Path) -> Path:
         qwen3().save_pretrained(folder / "qwen3")
     for name in ("qwen3", "t5_tokenizer"):
         tokenizers.unigram_tokenizer().save_pretrained(folder / name)
-    weights.save(weights.random_weights(autoencoder()), folder / "vae.safetensors")
+    weights.save(autoencoder_weights(autoencoder(), moments="quant_conv"), folder / "vae.safetensors")
     return weights.save(weights.random_weights({"net": denoiser()}), folder / "anima.safetensors")
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from tinyhost.autoencoders import ldm_autoencoder
+from tinyhost.autoencoders import autoencoder_weights, ldm_autoencoder
 from tinyhost.text_encoders import clip_sizes, t5_sizes, with_sizes
 from tinyhost.weights import Tree, linear, rms_norm
 
@@ -90,7 +90,7 @@ def write_vae(folder: Path) -> None:
     from tinyhost import weights
 
     vae = ldm_autoencoder((VAE_CHANNELS,) * 4, blocks=1, latent_channels=LATENT_CHANNELS)
-    weights.save(weights.random_weights(vae), folder / "ae.safetensors")
+    weights.save(autoencoder_weights(vae), folder / "ae.safetensors")
 
 
 def denoiser() -> Tree:

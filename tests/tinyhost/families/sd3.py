@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from tinyhost.autoencoders import ldm_autoencoder
+from tinyhost.autoencoders import autoencoder_weights, ldm_autoencoder
 from tinyhost.text_encoders import clip_sizes, t5_sizes, with_sizes
 from tinyhost.weights import Tree, conv, linear
 
@@ -73,9 +73,10 @@ def write(folder: Path) -> Path:
             clip_g=text_encoders.clip_text_model(CLIP_G, projection=True),
             t5xxl=text_encoders.t5_encoder(T5).half(),
         )
-    vae = ldm_autoencoder((VAE_CHANNELS,) * 4, blocks=1, latent_channels=LATENT_CHANNELS)
-    tree = {"model": {"diffusion_model": denoiser()}, "first_stage_model": vae}
-    return weights.save(weights.random_weights(tree), folder / "sd3.safetensors")
+    vae = autoencoder_weights(ldm_autoencoder((VAE_CHANNELS,) * 4, blocks=1, latent_channels=LATENT_CHANNELS))
+    tensors = weights.random_weights({"model": {"diffusion_model": denoiser()}})
+    tensors |= {f"first_stage_model.{key}": tensor for key, tensor in vae.items()}
+    return weights.save(tensors, folder / "sd3.safetensors")
 
 
 def denoiser() -> Tree:
