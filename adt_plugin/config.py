@@ -150,6 +150,20 @@ class ADTConfig:
         "デコーダとバックボーンの精度",
         choices=("auto", "fp32", "bf16"),
     )
+    decode_crop: int = option(
+        0,
+        "decode a random square of this many pixels instead of the whole image, a multiple of 8; 0 decodes the whole image",
+        "画像全体の代わりにデコードするランダムな正方形の一辺（8の倍数、0は画像全体）",
+        low=0,
+        high=8192,
+    )
+    memory: str = option(
+        "low",
+        "low replays the steps that carry gradient, fast keeps their graphs (K graphs in memory, K forwards less), "
+        "auto is fast where a CUDA device has room for it",
+        "勾配を流すステップの扱い（low: 再計算、fast: グラフを保持、auto: 空きメモリで判断）",
+        choices=("low", "fast", "auto"),
+    )
     seed: int = option(0, "seed of the plugin's own random generators", "プラグイン専用の乱数シード", low=0, high=2**31 - 1)
     pictures_every: int = option(
         100,
@@ -168,6 +182,8 @@ class ADTConfig:
             _check_range(spec, getattr(self, spec.name))
         if self.start_min > self.start_max:
             raise ConfigError(f"--adt_start_min ({self.start_min}) is above --adt_start_max ({self.start_max}): exchange them.")
+        if self.decode_crop % 8:
+            raise ConfigError(f"--adt_decode_crop must be a multiple of 8, such as 224 or 256; got {self.decode_crop}.")
         if self.train_text_encoder:
             raise ConfigError(
                 "--adt_train_text_encoder is not built yet: leave it out; sd-scripts itself may go on training text encoders."

@@ -3,6 +3,7 @@
 With the denoiser's input stopped, dL/dtheta = sum over masked i of (dL/do_i) (do_i/dtheta). The unroll keeps no graph
 through the network; the vectors dL/do_i come from `leaf_gradients`, and each masked step is then run once more with
 gradient (`replay`). Peak memory is that of one denoiser call, whatever the number of steps (method.md, 'exact replay').
+Where memory allows, the unroll keeps the masked steps' graphs (`--adt_memory fast`), and nothing is run twice.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from adt_plugin.sampling import Denoiser, Unroll, call_seeded, parts_of
+from adt_plugin.sampling import Denoiser, Unroll, call_joined, parts_of
 
 
 def _random_mask(candidates: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
@@ -61,18 +62,26 @@ def replay(
 ) -> None:
     """Accumulate `sum_i gradients[i] * do_i/dtheta` in the parameters, one denoiser call at a time (two for a guided one).
 
+    A step whose graph the unroll kept is pulled back through that graph instead, which is then freed: the same gradient, one
+    forward less.
+
     Args:
         gradients: position in the unroll -> (scaled) dL/do_i; these steps must have been kept by the unroll.
         backward: runs the backward pass of a scalar; the host's own, so that loss scaling and accumulation apply.
     """
     for position, gradient in gradients.items():
         step = path.steps[position]
+        if step.joined is not None:
+            joined, step.joined = step.joined, None
+            backward(_pulled_back(joined, gradient))
+            continue
         if step.model_input is None:
             raise ValueError(f"step {position} was not kept by the unroll")
         for weight, part in parts_of(denoiser):
-            # A grad-requiring input: reentrant checkpointing gives outputs without grad otherwise.
-            model_input = step.model_input.detach().requires_grad_(True)
-            with torch.enable_grad():
-                output = call_seeded(part, model_input, step.timestep, step.seed)
-                surrogate = (output.to(gradient.dtype) * (weight * gradient)).sum()
-            backward(surrogate)
+            backward(_pulled_back(call_joined(part, step.model_input, step.timestep, step.seed), weight * gradient))
+
+
+def _pulled_back(output: Tensor, gradient: Tensor) -> Tensor:
+    """The scalar whose gradient at `output` is `gradient`."""
+    with torch.enable_grad():
+        return (output.to(gradient.dtype) * gradient).sum()

@@ -59,12 +59,14 @@ class UnrolledStep:
         output: the network's output o_i `(B, C, h, w)`, at least float32, a leaf with gradient if the unroll records one.
         model_input: the stopped input sg(x_i) `(B, C, h, w)`; kept for the steps that will be replayed, else None.
         seed: of the global generators during the call, so that a replay meets the same dropout.
+        joined: the same output still joined to the network's parameters, if its graph was kept; else None.
     """
 
     timestep: Tensor
     output: Tensor
     model_input: Tensor | None
     seed: int
+    joined: Tensor | None = None
 
 
 @dataclass
@@ -187,9 +189,15 @@ def noised_start(scheduler: Any, clean: Tensor, noise: Tensor, steps: int, start
 
 
 def unroll(
-    denoiser: Denoiser, scheduler: Any, latents: Tensor, seeds: Sequence[int], keep: Sequence[int], record: bool
+    denoiser: Denoiser,
+    scheduler: Any,
+    latents: Tensor,
+    seeds: Sequence[int],
+    keep: Sequence[int],
+    record: bool,
+    joined_denoiser: Denoiser | None = None,
 ) -> Unroll:
-    """Walk the last `len(seeds)` points of the scheduler's grid without a graph through the network.
+    """Walk the last `len(seeds)` points of the scheduler's grid.
 
     Each output is cut from the network (a leaf if `record`), and the scheduler's own chain from leaves to x_0' stays
     differentiable; the denoiser's input is stopped at every step (method, step 6).
@@ -199,6 +207,8 @@ def unroll(
         seeds: one per step; the global generators are seeded with it before the call.
         keep: positions (0 is the first step walked) whose inputs are kept for `replay`.
         record: whether the outputs require grad.
+        joined_denoiser: calls the same network for the steps in `keep`, whose graphs are then kept for `replay`; None keeps
+            no graph through the network.
     """
     steps: list[UnrolledStep] = []
     timesteps = scheduler.timesteps[len(scheduler.timesteps) - len(seeds) :]
@@ -206,12 +216,25 @@ def unroll(
         with torch.no_grad():
             model_input = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
             model_input = model_input.detach()
-            output = call_seeded(denoiser, model_input, timestep, seed)
+        joined = None
+        if joined_denoiser is not None and position in keep:
+            output = joined = call_joined(joined_denoiser, model_input, timestep, seed)
+        else:
+            with torch.no_grad():
+                output = call_seeded(denoiser, model_input, timestep, seed)
         output = output.detach().to(torch.promote_types(output.dtype, torch.float32)).requires_grad_(record)
         with torch.set_grad_enabled(record):
             latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
-        steps.append(UnrolledStep(timestep, output, model_input if position in keep else None, seed))
+        steps.append(UnrolledStep(timestep, output, model_input if position in keep else None, seed, joined))
     return Unroll(latents, steps)
+
+
+def call_joined(denoiser: Denoiser, model_input: Tensor, timestep: Tensor, seed: int) -> Tensor:
+    """`call_seeded` with a graph from the parameters to the output, whatever the surrounding grad mode."""
+    # A grad-requiring input: reentrant checkpointing gives outputs without grad otherwise.
+    model_input = model_input.detach().requires_grad_(True)
+    with torch.enable_grad():
+        return call_seeded(denoiser, model_input, timestep, seed)
 
 
 def call_seeded(denoiser: Denoiser, model_input: Tensor, timestep: Tensor, seed: int) -> Tensor:

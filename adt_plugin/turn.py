@@ -15,9 +15,11 @@ from torch import Tensor
 from adt_plugin import gradient_path, sampling
 from adt_plugin.balance import GradientBalance
 from adt_plugin.config import ADTConfig, ConfigError
+from adt_plugin.crop import draw_window
 from adt_plugin.discriminator import Discriminator, Observation
 from adt_plugin.discriminator.losses import discriminator_hinge, generator_loss
 from adt_plugin.distributed import all_finite, average_gradients, rank, true_everywhere
+from adt_plugin.memory import GraphMemory
 from adt_plugin.rng import draw_seed, preserved_rng
 from adt_plugin.sampling import Denoiser, Unroll
 
@@ -121,6 +123,7 @@ class AdversarialTurn:
         decode: latents `(B, C, h, w)` -> images `(B, 3, H, W)` in [-1, 1], differentiable.
         discriminator: on the device where the turn runs.
         timestep_range: only steps whose timestep lies in [low, high) carry gradient; None allows all.
+        latent_pixels: pixels to one latent along a side of what `decode` gives; for `decode_crop` alone.
 
     Raises:
         ConfigError: the scheduler cannot walk the configured grid, or no start is left by the configured range.
@@ -134,12 +137,14 @@ class AdversarialTurn:
         decode: Callable[[Tensor], Tensor],
         discriminator: Discriminator,
         timestep_range: tuple[float, float] | None = None,
+        latent_pixels: int = 8,
     ) -> None:
         sampling.check_grid(scheduler, config.steps)
         self.config, self.scheduler, self.decode, self.discriminator = config, scheduler, decode, discriminator
-        self.timestep_range = timestep_range
+        self.timestep_range, self.latent_pixels = timestep_range, latent_pixels
         self.starts = start_range(config)
         self.balance = GradientBalance(config.balance, config.weight, config.max_grad_ratio)
+        self.memory = GraphMemory(config)
         self.optimizer = torch.optim.AdamW(
             discriminator.parameters(), lr=config.disc_lr, betas=config.beta_pair, weight_decay=0.0
         )
@@ -189,13 +194,12 @@ class AdversarialTurn:
         clean = latents.detach().to(torch.promote_types(latents.dtype, torch.float32))
         with preserved_rng(), torch.enable_grad():
             with clock.stage("unroll"):
-                path, masked = self._unroll(unroll_denoiser or denoiser, clean, self.config.weight > 0 and not self.warming_up)
+                joined = denoiser if self.memory.keeps_graphs(clean) else None
+                record = self.config.weight > 0 and not self.warming_up
+                path, masked = self._unroll(unroll_denoiser or denoiser, clean, record, joined)
             adversarial = bool(masked)
             with clock.stage("decode"):
-                with torch.set_grad_enabled(adversarial):
-                    gen = self.decode(path.latents)
-                with torch.no_grad():
-                    real = self.decode(clean) if real is None else real
+                gen, real = self._images(path.latents, clean, real, adversarial)
             with clock.stage("observe"):
                 observed = self.discriminator.observe(gen, real)
                 loss_g, scores = self._generator_loss(observed, adversarial)
@@ -204,13 +208,15 @@ class AdversarialTurn:
                 with clock.stage("gradient"):
                     applied, gradients = self._balanced_gradients(loss_g, path, masked)
                 with clock.stage("replay"):
-                    gradient_path.replay(denoiser, path, gradients, backward)
+                    gradient_path.replay(denoiser, path, gradients, self.memory.measuring(backward, denoiser, clean))
             with clock.stage("discriminator"):
                 losses_d = self._train_discriminator(observed.detached())
         self.turns += 1
         return self._report(path, applied, loss_g, losses_d, clock, gen, real, scores)
 
-    def _unroll(self, denoiser: Denoiser, clean: Tensor, record: bool) -> tuple[Unroll, list[int]]:
+    def _unroll(
+        self, denoiser: Denoiser, clean: Tensor, record: bool, joined_denoiser: Denoiser | None = None
+    ) -> tuple[Unroll, list[int]]:
         """Draw the start and the mask, and walk the path (method, steps 4 and 6); an empty mask records no graph."""
         low, high = self.starts
         start = int(torch.randint(low, high + 1, (1,), generator=self.path_generator))
@@ -220,7 +226,7 @@ class AdversarialTurn:
         masked = gradient_path.choose_mask(self.config.grad_mask, candidates, self.config.grad_steps, self.path_generator)
         masked = masked if record else []
         seeds = [draw_seed(self.noise_generator) for _ in range(start)]
-        return sampling.unroll(denoiser, self.scheduler, noised, seeds, masked, bool(masked)), masked
+        return sampling.unroll(denoiser, self.scheduler, noised, seeds, masked, bool(masked), joined_denoiser), masked
 
     def _trainable_positions(self, start: int) -> list[int]:
         if self.timestep_range is None:
@@ -228,6 +234,15 @@ class AdversarialTurn:
         low, high = self.timestep_range
         walked = self.scheduler.timesteps[len(self.scheduler.timesteps) - start :].tolist()
         return [position for position, timestep in enumerate(walked) if low <= timestep < high]
+
+    def _images(self, generated: Tensor, clean: Tensor, real: Tensor | None, adversarial: bool) -> tuple[Tensor, Tensor]:
+        """Generated and real images `(B, 3, H, W)`, both of the same window; the generated ones with their graph if asked."""
+        side = self.config.decode_crop // self.latent_pixels
+        window = draw_window(clean.shape[-2], clean.shape[-1], side, self.noise_generator)
+        with torch.set_grad_enabled(adversarial):
+            gen = self.decode(window.of(generated))
+        with torch.no_grad():
+            return gen, self.decode(window.of(clean)) if real is None else window.of(real, self.latent_pixels)
 
     def _generator_loss(self, observed: Observation, adversarial: bool) -> tuple[Tensor, Tensor]:
         with torch.set_grad_enabled(adversarial):

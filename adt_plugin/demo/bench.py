@@ -169,11 +169,11 @@ def run_bench(results: BenchResults) -> None:
         study = open_study(options.setting, options.cache, bar.advance)
         for section, row, seed in options.jobs():
             bar.name(f"{row.variant.name}, {row.limit}, seed {seed}")
-            results.add(section, _cell(study, store, row, seed))
+            results.add(section, cell_of(study, store, row, seed))
     draw_over_time(results)
 
 
-def _cell(study: Study, store: CellStore, row: Row, seed: int) -> Cell:
+def cell_of(study: Study, store: CellStore, row: Row, seed: int) -> Cell:
     """The cell of a row and a seed, from the store or measured now."""
 
     def measured() -> Cell:

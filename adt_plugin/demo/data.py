@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IMAGE_SIZE = 16
+LATENT_PIXELS = 2  # along a side
 LATENT_SHAPE = (4, 8, 8)
 CLASSES = 10
 SPLIT_SIZES = (800, 300, 697)  # train, validation, held-out; together all 1797 digits
@@ -62,12 +63,12 @@ def _load_digits() -> Digits:
 
 def encode(images: Tensor) -> Tensor:
     """Latents `(B, 4, 8, 8)` of images `(B, 1, 16, 16)`, both in [-1, 1]."""
-    return F.pixel_unshuffle(images, 2)
+    return F.pixel_unshuffle(images, LATENT_PIXELS)
 
 
 def decode(latents: Tensor) -> Tensor:
     """Images `(B, 1, 16, 16)` of latents `(B, 4, 8, 8)`: the exact inverse of `encode`, differentiable."""
-    return F.pixel_shuffle(latents, 2)
+    return F.pixel_shuffle(latents, LATENT_PIXELS)
 
 
 def degrade(images: Tensor, generator: torch.Generator) -> Tensor:

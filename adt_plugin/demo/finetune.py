@@ -17,7 +17,7 @@ from torch import nn
 
 from adt_plugin.config import ADTConfig
 from adt_plugin.demo.base import Base, adamw, decay, set_learning_rate
-from adt_plugin.demo.data import Digits, batches, decode, encode
+from adt_plugin.demo.data import LATENT_PIXELS, Digits, batches, decode, encode
 from adt_plugin.demo.diffusion import alphas_cumprod, diffusion_pair
 from adt_plugin.demo.models import UNet
 from adt_plugin.discriminator import Discriminator, FrozenBackbone
@@ -129,7 +129,7 @@ def build_turn(base: Base, plan: Plan, seed: int) -> AdversarialTurn | None:
     backbone = FrozenBackbone(base.backbone, base.backbone.channels)
     discriminator = Discriminator(backbone, config.disc_type, config.disc_width, config.augmentations, config.noise, seed=seed)
     scheduler = build_scheduler(config.sampler, alphas_cumprod(), "epsilon", config.spacing)
-    return plan.turn(config, scheduler=scheduler, decode=decode, discriminator=discriminator)
+    return plan.turn(config, scheduler=scheduler, decode=decode, discriminator=discriminator, latent_pixels=LATENT_PIXELS)
 
 
 def tunable_copy(unet: UNet) -> UNet:

@@ -21,8 +21,10 @@ class WhiteNoiseTurn(AdversarialTurn):
     With `start_min=1`, noising an image of zeros to the first grid point is white noise of that point's variance.
     """
 
-    def _unroll(self, denoiser: Denoiser, clean: Tensor, record: bool) -> tuple[Unroll, list[int]]:
-        return super()._unroll(denoiser, torch.zeros_like(clean), record)
+    def _unroll(
+        self, denoiser: Denoiser, clean: Tensor, record: bool, joined_denoiser: Denoiser | None = None
+    ) -> tuple[Unroll, list[int]]:
+        return super()._unroll(denoiser, torch.zeros_like(clean), record, joined_denoiser)
 
 
 class UnconstrainedTurn(AdversarialTurn):
@@ -32,7 +34,9 @@ class UnconstrainedTurn(AdversarialTurn):
     the masked steps with it gives the full gradient.
     """
 
-    def _unroll(self, denoiser: Denoiser, clean: Tensor, record: bool) -> tuple[Unroll, list[int]]:
+    def _unroll(
+        self, denoiser: Denoiser, clean: Tensor, record: bool, joined_denoiser: Denoiser | None = None
+    ) -> tuple[Unroll, list[int]]:
         inputs: list[Tensor] = []
 
         def recording(x: Tensor, t: Tensor) -> Tensor:
@@ -57,6 +61,8 @@ REFERENCE = Plan(
         weight=1.5,
         balance="ratio",
         steps=5,
+        grad_steps=2,
+        every=1,
         warmup=60,
         disc_lr=5e-4,
         disc_width=32,
@@ -126,3 +132,18 @@ ABLATIONS = (
     Variant("weight x 3", changed({"weight": 4.5})),
     Variant("10-step grid", changed({"steps": 10})),
 )
+
+
+def cost_candidate(every: int, steps: int, grad_steps: int, decode_crop: int = 0) -> Variant:
+    """The reference with another amount of work per optimizer step; `decode_crop` in the miniature's 16x16 pixels."""
+    name = f"every {every}, m = {steps}, K = {grad_steps}" + (f", crop {decode_crop}" if decode_crop else "")
+    adt = {"every": every, "steps": steps, "grad_steps": grad_steps, "decode_crop": decode_crop}
+    return Variant(name, changed(adt))
+
+
+COST_CANDIDATES = (
+    *(cost_candidate(every, steps, grad_steps) for every in (1, 2, 4) for steps in (4, 6, 10) for grad_steps in (1, 2)),
+    *(cost_candidate(every, 10, 4) for every in (1, 2, 4)),
+    *(cost_candidate(every, 6, 2, 8) for every in (1, 2, 4)),
+)
+"""What the defaults of `--adt_every`, `--adt_steps` and `--adt_grad_steps` are chosen among."""

@@ -171,3 +171,9 @@ def test_metadata_hold_every_option_and_the_version_but_no_path(tmp_path: Path) 
     assert metadata["ss_adt_version"] == __version__
     assert metadata["ss_adt_backbone"] == "my_dino"
     assert not any(str(tmp_path) in value for value in metadata.values())
+
+
+@pytest.mark.parametrize("side", [7, 100, 257])
+def test_a_crop_that_cuts_through_a_latent_names_the_flag(side: int) -> None:
+    with pytest.raises(ConfigError, match=f"--adt_decode_crop must be a multiple of 8, such as 224 or 256; got {side}"):
+        ADTConfig(decode_crop=side)

@@ -89,6 +89,29 @@ def test_k_steps_of_the_path_are_replayed_and_no_more() -> None:
     assert net.calls == 1 + 5 + 2  # the host's own, the unroll, the replay
 
 
+def test_kept_graphs_change_the_calls_of_a_turn_and_not_its_gradient() -> None:
+    def after_a_turn(memory: str) -> tuple[torch.Tensor, int]:
+        turn, net = toy_turn(grad_steps=2, start_min=1.0, memory=memory), ToyDenoiser(dropout=0.3).train()
+        torch.manual_seed(0)  # of the dropout in the diffusion loss
+        return one_step(turn, net)[1], net.calls
+
+    (low, low_calls), (fast, fast_calls) = after_a_turn("low"), after_a_turn("fast")
+    assert (low_calls, fast_calls) == (1 + 5 + 2, 1 + 5)
+    torch.testing.assert_close(fast, low, rtol=1e-4, atol=1e-6)
+
+
+def test_kept_graphs_are_made_by_the_denoiser_and_the_others_by_its_cheaper_form() -> None:
+    turn, net, cheap = toy_turn(grad_steps=2, start_min=1.0, memory="fast"), ToyDenoiser(), ToyDenoiser()
+    one_step(turn, net, unroll_denoiser=cheap)
+    assert (net.calls, cheap.calls) == (1 + 2, 3)
+
+
+def test_in_the_warmup_no_graph_is_kept() -> None:
+    turn, net = toy_turn(warmup=1, memory="fast"), ToyDenoiser()
+    before, after, _ = one_step(turn, net)
+    assert torch.equal(before, after)
+
+
 def test_starts_cover_the_configured_range() -> None:
     turn, net = toy_turn(start_min=0.4, start_max=0.8), ToyDenoiser()
     assert {one_step(turn, net)[2].start for _ in range(40)} == {2, 3, 4}
@@ -143,9 +166,39 @@ def test_two_runs_with_one_seed_are_equal_and_with_another_are_not() -> None:
 
 def test_real_images_may_be_given() -> None:
     real = torch.full((2, 3, 16, 16), 0.5)
-    assert one_step(toy_turn(), ToyDenoiser(), real=real)[2].real is real
+    assert one_step(toy_turn(), ToyDenoiser(), real=real)[2].real.data_ptr() == real.data_ptr()
     decoded = one_step(toy_turn(), ToyDenoiser())[2].real
     torch.testing.assert_close(decoded, toy_decode(toy_latents()))
+
+
+def test_a_crop_shows_the_same_window_of_both_images() -> None:
+    """With a denoiser that predicts nothing, generated and real images differ by noise alone: their windows must agree."""
+    turn = toy_turn(decode_crop=8, start_max=0.2, seed=3)
+    turn.latent_pixels = 2
+    decoded = []
+    turn.decode = lambda latents: decoded.append(latents.detach()) or toy_decode(latents)
+    latents = torch.arange(64.0).view(1, 1, 8, 8).expand(2, 4, 8, 8) * 1e3
+    net = ToyDenoiser()
+    diffusion_backward(turn, net, latents)
+    report = turn(net, latents)
+    assert report.gen.shape == report.real.shape == (2, 3, 8, 8)
+    gen, real = decoded
+    assert any(torch.equal(real, latents[..., i : i + 4, j : j + 4]) for i in range(5) for j in range(5))
+    torch.testing.assert_close(gen, real, rtol=0.05, atol=100)
+
+
+def test_a_crop_of_given_images_is_the_window_of_the_generated_ones() -> None:
+    def real_of(**keywords: torch.Tensor) -> torch.Tensor:
+        turn = toy_turn(decode_crop=8)
+        turn.latent_pixels = 2
+        return one_step(turn, ToyDenoiser(), **keywords)[2].real
+
+    torch.testing.assert_close(real_of(real=toy_decode(toy_latents())), real_of())
+
+
+def test_a_crop_larger_than_the_image_changes_nothing() -> None:
+    whole, cropped = (one_step(toy_turn(decode_crop=side), ToyDenoiser())[1] for side in (0, 64))
+    assert torch.equal(whole, cropped)
 
 
 def test_a_gradient_that_is_not_finite_is_dropped() -> None:
