@@ -19,11 +19,13 @@ class LatentFormat:
     Attributes:
         scale, shift: numbers, or tensors `(C, 1, 1)`.
         frames: the decoder takes `(B, C, 1, h, w)`.
+        pixels: of the image to one latent, along a side.
     """
 
     scale: float | Tensor
     shift: float | Tensor = 0.0
     frames: bool = False
+    pixels: int = 8
 
 
 def autoencoder_format(vae: Any) -> LatentFormat:

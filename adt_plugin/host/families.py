@@ -152,7 +152,7 @@ HUNYUAN = Family(
     denoisers=("HYImageDiffusionTransformer",),
     noising=FLUX_NOISING,
     vae=(vae_loader("load_vae", "library.hunyuan_image_vae"),),
-    latent_format=lambda vae: LatentFormat(scale=vae.scaling_factor),
+    latent_format=lambda vae: LatentFormat(scale=vae.scaling_factor, pixels=vae.ffactor_spatial),
     convention=conventions.HUNYUAN,
     schedule=FlowSchedule(constant(5.0)),
 )

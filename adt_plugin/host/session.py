@@ -289,5 +289,6 @@ class Session:
                 decode=self.decoder.to(device, dtype),
                 discriminator=self.discriminator,
                 timestep_range=self.trained_range,
+                latent_pixels=self.decoder.latent_format.pixels,
             )
         return self.turn

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, T5TokenizerFast
 
 from tinyhost import families, models, report, run, tokenizers, weights
@@ -74,6 +75,19 @@ def test_the_plain_host_trains_on_two_aspect_ratios(run_tiny: TinyRun, tiny_buck
     assert_trained_lora(completed)
     resolutions = {tuple(b["resolution"]) for b in json.loads(completed.metadata()["ss_bucket_info"])["buckets"].values()}
     assert resolutions == {(64, 64), (128, 64)}
+
+
+@pytest.mark.slow
+def test_the_plain_host_trains_a_lora_of_a_true_size_sdxl(run_tiny: TinyRun, tmp_path: Path) -> None:
+    """Random weights of the real sizes (7 GB on disk, 12 GB of memory): a minute on a CPU."""
+    model = models.true_size_sdxl(tmp_path)
+    precision = ("--mixed_precision", "bf16", "--full_bf16", "--gradient_checkpointing", "--sdpa")
+    caches = ("--network_train_unet_only", "--cache_text_encoder_outputs", "--cache_latents")
+    try:
+        completed = run_tiny(*precision, *caches, script="sdxl_train_network.py", model=model, env=PLAIN, timeout=1800)
+    finally:
+        model.checkpoint.unlink()
+    assert_trained_lora(completed)
 
 
 def test_a_host_error_is_reported_with_the_end_of_its_log(run_tiny: TinyRun) -> None:
@@ -186,12 +200,15 @@ def test_torchvision_is_left_alone_where_it_works() -> None:
 # Models, tokenizer, images
 
 
-def test_the_tiny_checkpoint_follows_from_its_seed(tiny_sd: models.HostModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", families.names())
+def test_a_tiny_model_follows_from_its_seed(tiny_model: TinyModel, family: str, tmp_path: Path) -> None:
+    first = tiny_model(family).checkpoint.parent
     state = torch.get_rng_state()
-    again = models.write_tiny_model("sd", tmp_path)
+    again = models.write_tiny_model(family, tmp_path).checkpoint.parent
     assert torch.equal(torch.get_rng_state(), state)
-    weights = "unet/diffusion_pytorch_model.safetensors"
-    assert (again.checkpoint / weights).read_bytes() == (tiny_sd.checkpoint / weights).read_bytes()
+    files = [path.relative_to(first) for path in first.rglob("*.safetensors")]
+    assert files
+    assert all((again / file).read_bytes() == (first / file).read_bytes() for file in files)
 
 
 def test_the_clip_tokenizer_spells_any_text() -> None:
@@ -219,6 +236,20 @@ def test_random_weights_follow_from_their_tree_and_seed() -> None:
     assert all((tensor != 0).all() for tensor in tensors.values())
     assert all(torch.equal(tensor, tensors[key]) for key, tensor in weights.random_weights(tree).items())
     assert not torch.equal(tensors["pad"], weights.random_weights(tree, seed=1)["pad"])
+
+
+def test_weights_written_one_by_one_are_the_same_in_bf16(tmp_path: Path) -> None:
+    tree = {"layers": [weights.linear(4, 8), weights.norm(8)], "scale": ()}
+    written = load_file(weights.save_random(tree, tmp_path / "random.safetensors"))
+    expected = weights.random_weights(tree)
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key].bfloat16()) for key, tensor in written.items())
+
+
+def test_a_model_that_does_not_fit_the_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e9))
+    with pytest.raises(OSError, match=r"a random SDXL takes 7.0 GB, but .* has 1.0 GB free"):
+        models.true_size_sdxl(tmp_path)
 
 
 def test_a_script_that_no_family_knows_is_an_error() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 
 import pytest
@@ -11,54 +9,12 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adt_plugin import __version__
 from adt_plugin.config import option_names
+from adtruns import NUMBERS, assert_same_weights, assert_trained_with_adt, rows
 from tinyhost.models import HostModel, true_size_sd15, write_images
 from tinyhost.run import BUCKETS, CompletedRun, TinyRun, run_host
 
 STEPS = ("--max_train_steps", "4")
-NUMBERS = ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")
-
-
-@pytest.fixture(scope="session")
-def adt_options(tiny_dino: Path) -> tuple[str | Path, ...]:
-    """`--adt` at the tiny models' size: a picture every second turn, one turn of warm-up."""
-    return (
-        "--adt",
-        "--adt_backbone",
-        tiny_dino,
-        "--adt_image_size",
-        "56",
-        "--adt_steps",
-        "4",
-        "--adt_warmup",
-        "1",
-        "--adt_pictures_every",
-        "2",
-    )
-
-
-def rows(run: CompletedRun) -> list[dict[str, object]]:
-    """The turns' rows."""
-    lines = (run.output_dir / "tiny-adt.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["event"] == "turn"]
-
-
-def assert_trained_with_adt(run: CompletedRun, turns: int) -> None:
-    """The run ended, saved finite weights with metadata, and every turn after the warm-up gave a finite gradient."""
-    tensors = run.check().saved()
-    assert tensors and all(torch.isfinite(tensor).all() for tensor in tensors.values())
-    assert run.metadata()["ss_adt_version"] == __version__
-    turn_rows = rows(run)
-    assert [row["turn"] for row in turn_rows] == list(range(1, turns + 1))
-    assert all(math.isfinite(row[name]) for row in turn_rows for name in NUMBERS)
-    assert all(row["grad_norm"] > 0 and not row["skipped"] for row in turn_rows if not row["warmup"])
-
-
-def assert_same_weights(first: CompletedRun, second: CompletedRun) -> None:
-    a, b = first.check().saved(), second.check().saved()
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 # One whole run, looked at from all sides
@@ -283,8 +239,9 @@ def test_a_wrong_value_stops_the_run_in_one_sentence(run_tiny: TinyRun, options:
     assert_stopped_before_models(run_tiny("--adt", "--adt_warmup", "1", *options), sentence)
 
 
-def test_another_trainer_of_the_host_is_refused_by_name(run_tiny: TinyRun) -> None:
-    assert_stopped_before_models(run_tiny("--adt", script="train_db.py"), "--adt does not work with train_db.py yet")
+def test_a_trainer_of_another_kind_is_refused_by_name(run_tiny: TinyRun) -> None:
+    run = run_tiny("--adt", "--token_string", "x", script="train_textual_inversion.py", model=None)
+    assert_stopped_before_models(run, "--adt does not work with train_textual_inversion.py, only with train_network.py")
 
 
 # True size

@@ -1,0 +1,38 @@
+"""What a run with `--adt` leaves behind, and what has to hold of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import torch
+
+from adt_plugin import __version__
+from tinyhost.run import CompletedRun
+
+NUMBERS = ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")
+
+
+def rows(run: CompletedRun) -> list[dict[str, Any]]:
+    """The turns' rows."""
+    lines = (run.output_dir / "tiny-adt.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["event"] == "turn"]
+
+
+def assert_trained_with_adt(run: CompletedRun, turns: int) -> None:
+    """The run ended, saved finite weights with metadata, and every turn after the warm-up gave a finite gradient."""
+    tensors = run.check().saved()
+    assert tensors and all(torch.isfinite(tensor.float()).all() for tensor in tensors.values())
+    assert run.metadata()["ss_adt_version"] == __version__
+    turn_rows = rows(run)
+    assert [row["turn"] for row in turn_rows] == list(range(1, turns + 1))
+    assert all(math.isfinite(row[name]) for row in turn_rows for name in NUMBERS)
+    assert all(row["grad_norm"] > 0 and not row["skipped"] for row in turn_rows if not row["warmup"])
+
+
+def assert_same_weights(first: CompletedRun, second: CompletedRun) -> None:
+    """Bit for bit."""
+    a, b = first.check().saved(), second.check().saved()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
