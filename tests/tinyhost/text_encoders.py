@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyhost import weights
 from tinyhost.tokenizers import CLIP_BYTE_VOCAB_SIZE, UNIGRAM_VOCAB_SIZE
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 Sizes = dict[str, Any]
@@ -60,7 +62,10 @@ def t5_encoder(sizes: Sizes) -> PreTrainedModel:
 
 def write_parts(folder: Path, **parts: PreTrainedModel) -> None:
     """Write each model's weights as `<folder>/<name>.safetensors`."""
-    from tinyhost import weights
-
     for name, model in parts.items():
-        weights.save(model.state_dict(), folder / f"{name}.safetensors")
+        weights.save(own_tensors(model), folder / f"{name}.safetensors")
+
+
+def own_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights, also those that the model shares between two places, once for each."""
+    return {key: tensor.clone() for key, tensor in model.state_dict().items()}

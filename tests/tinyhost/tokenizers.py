@@ -23,6 +23,10 @@ UNIGRAM_SPECIALS = ("<pad>", "</s>", "<unk>")
 UNIGRAM_PIECES = ("▁", *string.digits, *string.ascii_letters, *string.punctuation)
 UNIGRAM_VOCAB_SIZE = len(UNIGRAM_SPECIALS) + len(UNIGRAM_PIECES)
 
+# The published tokenizers that the host looks up, by their names on the Hub.
+CLIP_L, CLIP_G = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
+T5 = "google/t5-v1_1-xxl"
+
 REVISION = "0" * 40
 
 

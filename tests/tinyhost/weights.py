@@ -6,6 +6,8 @@ describes `mlp.0.weight`, `mlp.0.bias`, `mlp.2.weight` and `mlp.2.bias`.
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -58,20 +60,41 @@ def random_weights(tree: Tree, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def random_tensor(key: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Normalisations scale by 1; biases are N(0, 0.02^2), other weights N(0, 1 / number of inputs), embeddings N(0, 1)."""
+    """Normalisations scale by 1; biases are N(0, 0.02^2), tables of embeddings N(0, 1), the others N(0, 1 / inputs)."""
     import torch
 
     name = key.rpartition(".")[-1]
-    if name in SCALES and prod(shape) == shape[0]:
+    if name in SCALES and shape[:1] == (prod(shape),):
         return torch.ones(shape)
-    std = {"bias": 0.02, "weight": prod(shape[1:]) ** -0.5}.get(name, 1.0)
+    std = 1.0 if "embed" in name else 0.02 if name.endswith("bias") else prod(shape[1:]) ** -0.5
     return torch.randn(shape, generator=generator) * std
 
 
 def save(tensors: Mapping[str, torch.Tensor], path: Path) -> Path:
-    """Write one .safetensors file; tensors that share memory are written once each."""
+    """Write one .safetensors file."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: tensor.clone() for key, tensor in tensors.items()}, path)
+    save_file(dict(tensors), path)
+    return path
+
+
+def save_random(tree: Tree, path: Path, seed: int = 0) -> Path:
+    """Write `random_weights` in bf16, one tensor after the other, so that the file may be larger than the memory."""
+    import torch
+
+    header: dict[str, dict[str, Any]] = {}
+    offset = 0
+    for key, shape in tensor_shapes(tree):
+        end = offset + prod(shape) * torch.bfloat16.itemsize
+        header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": (offset, end)}
+        offset = end
+    text = json.dumps(header).encode()
+    generator = torch.Generator().manual_seed(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for key, shape in tensor_shapes(tree):
+            tensor = random_tensor(key, shape, generator).to(torch.bfloat16)
+            file.write(tensor.flatten().view(torch.uint8).numpy())
     return path

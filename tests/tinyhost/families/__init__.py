@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 
@@ -32,6 +33,11 @@ def names() -> list[str]:
 def load(name: str) -> ModuleType:
     """The module of one family."""
     return import_module(f"{__name__}.{name}")
+
+
+def file_arguments(folder: Path, *names: str) -> tuple[str | Path, ...]:
+    """`--<name> <folder>/<name>.safetensors` for every name."""
+    return tuple(part for name in names for part in (f"--{name}", folder / f"{name}.safetensors"))
 
 
 def family_of(script: str) -> str:

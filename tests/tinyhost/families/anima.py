@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from tinyhost.autoencoders import autoencoder_weights
+from tinyhost.families import file_arguments
 from tinyhost.text_encoders import with_sizes
 from tinyhost.tokenizers import UNIGRAM_VOCAB_SIZE
 from tinyhost.weights import Tree, conv, linear, rms_norm
@@ -90,7 +91,7 @@ def arguments(folder: Path) -> tuple[str | Path, ...]:
     text = ("--qwen3", folder / "qwen3", "--t5_tokenizer_path", folder / "t5_tokenizer")
     lengths = ("--qwen3_max_token_length", "16", "--t5_max_token_length", "16")
     # Without an attention mode `anima_train.py` stops.
-    return ("--vae", folder / "vae.safetensors", *text, *lengths, "--attn_mode", "torch")
+    return (*file_arguments(folder, "vae"), *text, *lengths, "--attn_mode", "torch")
 
 
 def write(folder: Path) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tinyhost.autoencoders import autoencoder_weights, ldm_autoencoder
+from tinyhost.families import file_arguments
 from tinyhost.text_encoders import clip_sizes, t5_sizes, with_sizes
 from tinyhost.weights import Tree, linear, rms_norm
 
@@ -56,13 +57,20 @@ def write_tokenizers(folder: Path) -> None:
     """The tokenizers of CLIP-L and T5."""
     from tinyhost import tokenizers
 
-    tokenizers.save_for_host(tokenizers.clip_tokenizer(), folder, "openai/clip-vit-large-patch14")
-    tokenizers.save_for_host(tokenizers.unigram_tokenizer(), folder, "google/t5-v1_1-xxl")
+    tokenizers.save_for_host(tokenizers.clip_tokenizer(), folder, tokenizers.CLIP_L)
+    tokenizers.save_for_host(tokenizers.unigram_tokenizer(), folder, tokenizers.T5)
 
 
 def arguments(folder: Path) -> tuple[str | Path, ...]:
-    files = (part for name in ("ae", "clip_l", "t5xxl") for part in (f"--{name}", folder / f"{name}.safetensors"))
-    return (*files, "--t5xxl_max_token_length", "16", "--model_prediction_type", "raw", "--timestep_sampling", "shift")
+    return (
+        *file_arguments(folder, "ae", "clip_l", "t5xxl"),
+        "--t5xxl_max_token_length",
+        "16",
+        "--model_prediction_type",
+        "raw",
+        "--timestep_sampling",
+        "shift",
+    )
 
 
 def write(folder: Path) -> Path:

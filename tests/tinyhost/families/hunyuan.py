@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tinyhost.autoencoders import autoencoder_weights, middle, residual_block
-from tinyhost.text_encoders import with_sizes
+from tinyhost.families import file_arguments
+from tinyhost.text_encoders import own_tensors, with_sizes
 from tinyhost.tokenizers import QWEN2_BYTE_VOCAB_SIZE
 from tinyhost.weights import Tree, conv, linear, norm, rms_norm
 
@@ -117,9 +118,7 @@ def write_tokenizers(folder: Path) -> None:
 
 
 def arguments(folder: Path) -> tuple[str | Path, ...]:
-    names = {"vae": "vae", "text_encoder": "qwen", "byt5": "byt5"}
-    files = (part for flag, name in names.items() for part in (f"--{flag}", folder / f"{name}.safetensors"))
-    return (*files, "--network_train_unet_only", "--timestep_sampling", "shift")
+    return (*file_arguments(folder, "vae", "text_encoder", "byt5"), "--network_train_unet_only", "--timestep_sampling", "shift")
 
 
 def write(folder: Path) -> Path:
@@ -128,7 +127,7 @@ def write(folder: Path) -> Path:
 
     with models.seeded(0):
         byt5 = text_encoders.t5_encoder({"vocab_size": BYT5_VOCAB_SIZE, **BYT5})
-        weights.save(published_keys(qwen()), folder / "qwen.safetensors")
+        weights.save(published_keys(qwen()), folder / "text_encoder.safetensors")
     text_encoders.write_parts(folder, byt5=byt5.half())
     weights.save(autoencoder_weights(autoencoder()), folder / "vae.safetensors")
     return weights.save(weights.random_weights(denoiser()), folder / "hunyuan.safetensors")
@@ -143,7 +142,7 @@ def qwen() -> PreTrainedModel:
 
 def published_keys(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The weights under the keys of the published file, of an older layout than that of today's transformers."""
-    tensors = model.state_dict()
+    tensors = own_tensors(model)
     old = {key.replace("model.language_model.", "model.").replace("model.visual.", "visual."): key for key in tensors}
     return {name: tensors[key] for name, key in old.items()}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from tinyhost.families import flux
+from tinyhost.families import file_arguments, flux
 from tinyhost.text_encoders import with_sizes
 from tinyhost.tokenizers import UNIGRAM_VOCAB_SIZE
 from tinyhost.weights import Tree, linear, rms_norm
@@ -73,8 +73,7 @@ def write_tokenizers(folder: Path) -> None:
 
 
 def arguments(folder: Path) -> tuple[str | Path, ...]:
-    files = (part for name in ("ae", "gemma2") for part in (f"--{name}", folder / f"{name}.safetensors"))
-    return (*files, "--gemma2_max_token_length", "16")
+    return (*file_arguments(folder, "ae", "gemma2"), "--gemma2_max_token_length", "16")
 
 
 def write(folder: Path) -> Path:

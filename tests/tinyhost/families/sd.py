@@ -37,7 +37,7 @@ def write_tokenizers(folder: Path) -> None:
     """The tokenizer of CLIP-L."""
     from tinyhost import tokenizers
 
-    tokenizers.save_for_host(tokenizers.clip_tokenizer(), folder, "openai/clip-vit-large-patch14")
+    tokenizers.save_for_host(tokenizers.clip_tokenizer(), folder, tokenizers.CLIP_L)
 
 
 def arguments(folder: Path) -> tuple[str | Path, ...]:

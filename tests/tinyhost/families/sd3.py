@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tinyhost.autoencoders import autoencoder_weights, ldm_autoencoder
+from tinyhost.families import file_arguments
 from tinyhost.text_encoders import clip_sizes, t5_sizes, with_sizes
 from tinyhost.weights import Tree, conv, linear
 
@@ -52,14 +53,13 @@ def write_tokenizers(folder: Path) -> None:
     """The tokenizers of CLIP-L, CLIP-G and T5."""
     from tinyhost import tokenizers
 
-    for name in ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"):
+    for name in (tokenizers.CLIP_L, tokenizers.CLIP_G):
         tokenizers.save_for_host(tokenizers.clip_tokenizer(), folder, name)
-    tokenizers.save_for_host(tokenizers.unigram_tokenizer(), folder, "google/t5-v1_1-xxl")
+    tokenizers.save_for_host(tokenizers.unigram_tokenizer(), folder, tokenizers.T5)
 
 
 def arguments(folder: Path) -> tuple[str | Path, ...]:
-    encoders = (part for name in ("clip_l", "clip_g", "t5xxl") for part in (f"--{name}", folder / f"{name}.safetensors"))
-    return (*encoders, "--t5xxl_max_token_length", "16")
+    return (*file_arguments(folder, "clip_l", "clip_g", "t5xxl"), "--t5xxl_max_token_length", "16")
 
 
 def write(folder: Path) -> Path:

@@ -47,7 +47,7 @@ def write_tokenizers(folder: Path) -> None:
     """The tokenizers of CLIP-L and CLIP-G."""
     from tinyhost import tokenizers
 
-    for name in ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"):
+    for name in (tokenizers.CLIP_L, tokenizers.CLIP_G):
         tokenizers.save_for_host(tokenizers.clip_tokenizer(), folder, name)
 
 
