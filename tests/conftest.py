@@ -16,7 +16,7 @@ import pytest
 
 from tinyhost.families import family_of
 from tinyhost.models import HostModel, TinyModel, write_dinov2, write_images, write_tiny_model
-from tinyhost.report import host_summary
+from tinyhost.report import host_summary, write_cells
 from tinyhost.run import NO_HOST, SCRIPT, CompletedRun, TinyRun, find_hosts, run_host
 from tinyhost.site.sitecustomize import install as patch_imports
 
@@ -34,7 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.host)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--compatibility", type=Path, help="append the cells of docs/compatibility.md that ran to this file")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    write_cells(terminalreporter.config.getoption("--compatibility"), terminalreporter.stats)
     lines = host_summary(terminalreporter.stats)
     if lines:
         terminalreporter.section("host tests")

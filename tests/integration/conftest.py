@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,21 @@ def adt_options(tiny_dino: Path) -> tuple[str | Path, ...]:
         "--adt_pictures_every",
         "2",
     )
+
+
+@pytest.fixture
+def cell(host_dir: Path, record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Say which cell of docs/compatibility.md the test is: `cell(trainer, flag)`."""
+
+    def say(trainer: str, flag: str = "") -> None:
+        record_property(
+            "compatibility", {"host": host_dir.name, "commit": commit_of(host_dir), "trainer": trainer, "flag": flag}
+        )
+
+    return say
+
+
+def commit_of(host_dir: Path) -> str:
+    """Hash and date of the host's commit; empty where it is no clone."""
+    command = ["git", "-C", str(host_dir), "log", "-1", "--format=%h (%cs)"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()

@@ -15,16 +15,30 @@ from tinyhost.run import host_environment
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_configs"
 
 
-@pytest.fixture(scope="module")
-def host_options(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    env = host_environment("sd", tmp_path_factory.mktemp("help")) | {"COLUMNS": "400"}
-    command = [sys.executable, "train_network.py", "--help"]
+TRAINERS = {
+    "sd15_lora.toml": "train_network.py",
+    "adt_only.toml": "train_network.py",
+    "sdxl_lora.toml": "sdxl_train_network.py",
+    "sd3_lora.toml": "sd3_train_network.py",
+}
+
+
+def host_options(host_dir: Path, script: str, tmp_path: Path) -> set[str]:
+    """Every option that the script's own help names."""
+    env = host_environment(None, tmp_path) | {"COLUMNS": "400"}
+    command = [sys.executable, script, "--help"]
     out = subprocess.run(command, cwd=host_dir, env=os.environ | env, capture_output=True, text=True, check=True).stdout
     return {word.strip("[],").removeprefix("--") for word in out.split() if word.strip("[").startswith("--")}
 
 
-@pytest.mark.parametrize("sample", ["sd15_lora.toml", "adt_only.toml"])
-def test_every_key_of_a_sample_is_an_option_of_the_host(sample: str, host_options: set[str]) -> None:
+def test_every_sample_has_its_trainer() -> None:
+    assert {path.name for path in SAMPLES.glob("*.toml")} == set(TRAINERS)
+
+
+@pytest.mark.parametrize(("sample", "script"), TRAINERS.items())
+def test_every_key_of_a_sample_is_an_option_of_its_trainer(sample: str, script: str, host_dir: Path, tmp_path: Path) -> None:
+    if not (host_dir / script).is_file():
+        pytest.skip(f"{host_dir.name} has no {script}")
     sections = toml.loads((SAMPLES / sample).read_text(encoding="utf-8"))
     keys = {key for name, value in sections.items() for key in (value if isinstance(value, dict) else [name])}
-    assert keys <= host_options
+    assert keys <= host_options(host_dir, script, tmp_path)

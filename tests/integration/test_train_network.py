@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from adtruns import NUMBERS, assert_same_weights, assert_trained_with_adt, rows
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adt_plugin.config import option_names
-from adtruns import NUMBERS, assert_same_weights, assert_trained_with_adt, rows
-from tinyhost.models import HostModel, true_size_sd15, write_images
-from tinyhost.run import BUCKETS, CompletedRun, TinyRun, run_host
+from tinyhost.models import HostModel
+from tinyhost.run import BUCKETS, CompletedRun, TinyRun
 
 STEPS = ("--max_train_steps", "4")
 
@@ -239,24 +239,6 @@ def test_a_wrong_value_stops_the_run_in_one_sentence(run_tiny: TinyRun, options:
     assert_stopped_before_models(run_tiny("--adt", "--adt_warmup", "1", *options), sentence)
 
 
-def test_a_trainer_of_another_kind_is_refused_by_name(run_tiny: TinyRun) -> None:
-    run = run_tiny("--adt", "--token_string", "x", script="train_textual_inversion.py", model=None)
+def test_a_trainer_of_another_kind_is_refused_by_name(run_tiny: TinyRun, tiny_sd: HostModel) -> None:
+    run = run_tiny("--adt", "--token_string", "x", script="train_textual_inversion.py", model=tiny_sd)
     assert_stopped_before_models(run, "--adt does not work with train_textual_inversion.py, only with train_network.py")
-
-
-# True size
-
-
-@pytest.mark.slow
-def test_a_true_size_sd15_trains(
-    host_dir: Path, adt_options: tuple[str | Path, ...], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Random weights of the real sizes (2 GB on disk, some 6 GB of memory), 128 pixels, two minutes on a CPU."""
-    model = true_size_sd15(tmp_path_factory.mktemp("sd15"))
-    images = write_images(tmp_path_factory.mktemp("images"), sizes=((128, 128),))
-    output = tmp_path_factory.mktemp("sd15_output")
-    options = ("--resolution", "128,128", "--max_train_steps", "3")
-    options += ("--network_train_unet_only", "--gradient_checkpointing", "--sdpa")
-    places = {"host_dir": host_dir, "model": model, "images": images, "output_dir": output}
-    run = run_host("train_network.py", *options, *adt_options, **places, timeout=3000)
-    assert_trained_with_adt(run, turns=3)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,3 +42,16 @@ def skip_reason(report: pytest.TestReport) -> str:
 def count_tests(number: int) -> str:
     """`1 host test`, `2 host tests`."""
     return f"{number} host test{'' if number == 1 else 's'}"
+
+
+def write_cells(path: Path | None, stats: Mapping[str, Iterable[pytest.TestReport]]) -> None:
+    """Append what every test with the property `compatibility` found, as one JSON object a line."""
+    if path is None:
+        return
+    date = datetime.date.today().isoformat()
+    with path.open("a", encoding="utf-8") as file:
+        for outcome in (*RAN, "skipped"):
+            for report in host_reports(stats, outcome):
+                cell = dict(report.user_properties).get("compatibility")
+                if cell is not None:
+                    file.write(json.dumps(cell | {"outcome": outcome, "date": date}) + "\n")
