@@ -79,9 +79,13 @@ def trainers(cells: list[Cell]) -> Iterator[str]:
 def flags(cells: list[Cell]) -> Iterator[str]:
     """What was combined, against host versions."""
     known = hosts(cells)
-    combined = dict.fromkeys((cell["flag"], cell["trainer"]) for cell in cells if cell["flag"])
-    rows = ([f"`{flag}`", f"`{t}`", *(verdict(cells, host, t, flag) for host in known)] for flag, t in combined)
-    yield from table(["with", "trainer", *(commit for _, commit in known)], rows)
+    combined = dict.fromkeys((cell["trainer"], cell["flag"]) for cell in cells if cell["flag"])
+    order = [script for family in FAMILIES for script in family.scripts]
+    rows = (
+        [f"`{trainer}`", f"`{flag}`", *(verdict(cells, host, trainer, flag) for host in known)]
+        for trainer, flag in sorted(combined, key=lambda pair: (order.index(pair[0]), pair[1]))
+    )
+    yield from table(["trainer", "with", *(commit for _, commit in known)], rows)
 
 
 def page(cells: list[Cell]) -> Iterator[str]:

@@ -39,7 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    write_cells(terminalreporter.config.getoption("--compatibility"), terminalreporter.stats)
+    if not hasattr(terminalreporter.config, "workerinput"):  # pytest-xdist's workers have a summary of their own
+        write_cells(terminalreporter.config.getoption("--compatibility"), terminalreporter.stats)
     lines = host_summary(terminalreporter.stats)
     if lines:
         terminalreporter.section("host tests")

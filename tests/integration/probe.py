@@ -145,7 +145,7 @@ class Probe:
         }
 
     def unroll_errors(self, session: Session, scheduler: Any) -> list[float]:
-        """From starts 1 to STEPS."""
+        """From starts 1 to STEPS, relative to the latents' largest value."""
 
         def denoiser(x: Tensor, t: Tensor) -> Tensor:
             output = next(iter(self.oracle.values())) if is_flow(session.family) else self.oracle[round(float(t[0]))]
@@ -155,7 +155,7 @@ class Probe:
         for start in range(1, STEPS + 1):
             noised = sampling.noised_start(scheduler, self.clean, self.noise, STEPS, start)
             path = sampling.unroll(denoiser, scheduler, noised, [0] * start, [], False)
-            errors.append(float((path.latents - self.clean).abs().max()))
+            errors.append(float((path.latents - self.clean).abs().max() / self.clean.abs().max()))
         return errors
 
 

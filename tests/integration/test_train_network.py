@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -136,8 +137,9 @@ COMBINATIONS = {
 
 @pytest.mark.parametrize("options", COMBINATIONS.values(), ids=COMBINATIONS)
 def test_combinations_train(
-    run_tiny: TinyRun, adt_options: tuple[str | Path, ...], options: tuple[str, ...], host_dir: Path
+    run_tiny: TinyRun, adt_options: tuple[str | Path, ...], options: tuple[str, ...], host_dir: Path, cell: Callable[..., None]
 ) -> None:
+    cell("train_network.py", " ".join(options))
     if "AdamWScheduleFree" in options and not host_mentions(host_dir, "schedulefree"):
         pytest.skip("this version of sd-scripts has no schedule-free optimizers")
     assert_trained_with_adt(run_tiny(*STEPS, *adt_options, *options), turns=4)
