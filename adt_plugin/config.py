@@ -16,6 +16,7 @@ from typing import Any
 from adt_plugin import __version__
 
 PREFIX = "adt_"
+OWN_DECODER = "vae"
 AUGMENTATIONS = ("color", "translation", "cutout", "shift")
 
 
@@ -150,6 +151,11 @@ class ADTConfig:
         "デコーダとバックボーンの精度",
         choices=("auto", "fp32", "bf16"),
     )
+    decoder: str = option(
+        OWN_DECODER,
+        "what decodes latents: vae is the run's own decoder; a folder holds a tiny autoencoder (TAESD) for the same latents",
+        "潜在変数のデコーダ（vae: 学習モデルのVAE、フォルダ: TAESDなどの軽量版）",
+    )
     decode_crop: int = option(
         0,
         "decode a random square of this many pixels instead of the whole image, a multiple of 8; 0 decodes the whole image",
@@ -243,10 +249,11 @@ class ADTConfig:
         return cls(**{spec.name: _convert(spec, given[spec.name]) for spec in fields(cls) if spec.name in given})
 
     def metadata(self) -> dict[str, str]:
-        """`ss_adt_*` strings for saved files; a local backbone folder appears by its name only."""
+        """`ss_adt_*` strings for saved files; a local folder appears by its name only."""
         values = {spec.name: str(getattr(self, spec.name)) for spec in fields(self)}
-        if Path(self.backbone).exists():
-            values["backbone"] = Path(self.backbone).resolve().name
+        for name in ("backbone", "decoder"):
+            if Path(values[name]).exists():
+                values[name] = Path(values[name]).resolve().name
         return {"ss_adt_version": __version__} | {f"ss_{PREFIX}{name}": value for name, value in values.items()}
 
 

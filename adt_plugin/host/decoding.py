@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from adt_plugin.config import OWN_DECODER, ConfigError
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,64 @@ class LatentDecoder(nn.Module):
         return latents / scale + shift
 
 
+class TinyDecoder(nn.Module):
+    """A distilled decoder of the denoiser's own latents (TAESD; diffusers `AutoencoderTiny`), in place of the VAE's.
+
+    Args:
+        tiny: its latents are the denoiser's, divided and shifted by what its own configuration says (usually nothing).
+    """
+
+    def __init__(self, tiny: Any) -> None:
+        super().__init__()
+        self.decoder: Any = tiny.decoder
+        for block in blocks_of(self.decoder):
+            checkpoint_block(block)
+        self.latent_format = LatentFormat(tiny.config.scaling_factor, tiny.config.shift_factor, pixels=pixels_of(tiny))
+        self.eval().requires_grad_(False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """`(B, C, h, w)` -> `(B, 3, H, W)` in float32, about [-1, 1]."""
+        z = latents / self.latent_format.scale + self.latent_format.shift
+        return self.decoder(z.to(next(self.decoder.parameters()).dtype)).float()
+
+
+def pixels_of(tiny: Any) -> int:
+    """Pixels of the image to one latent: every block of the decoder but the last doubles them."""
+    return 2 ** (len(tiny.config.num_decoder_blocks) - 1)
+
+
+def load_tiny_decoder(folder: str, channels: int) -> TinyDecoder:
+    """Load a tiny autoencoder's decoder from a local folder (safetensors only).
+
+    Args:
+        channels: of the latents that the run trains on.
+
+    Raises:
+        ConfigError: it cannot be loaded, or is for other latents.
+    """
+    from diffusers import AutoencoderTiny
+
+    if not Path(folder).is_dir():
+        raise ConfigError(f"--adt_decoder {folder} is no folder: download a tiny autoencoder, or use {OWN_DECODER}.")
+    try:
+        tiny, loaded = AutoencoderTiny.from_pretrained(
+            folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"--adt_decoder {folder} could not be loaded, check the folder ({reason}).") from error
+    if loaded["missing_keys"]:
+        raise ConfigError(f"--adt_decoder {folder} is no tiny autoencoder (diffusers AutoencoderTiny): use {OWN_DECODER}.")
+    if tiny.config.latent_channels != channels:
+        raise ConfigError(
+            f"--adt_decoder {folder} is for latents of {tiny.config.latent_channels} channels, this model's have {channels}: "
+            "use its own."
+        )
+    return TinyDecoder(tiny)
+
+
 def blocks_of(decoder: Any) -> Iterator[nn.Module]:
-    """The parts that are worth checkpointing, in either of the two layouts: diffusers', or the original (mid, up)."""
+    """The parts that are worth checkpointing, in each of three layouts: diffusers', the original (mid, up), and TAESD's."""
     if hasattr(decoder, "up_blocks"):
         yield from (block for block in (getattr(decoder, "mid_block", None), *decoder.up_blocks) if block is not None)
     elif hasattr(decoder, "up"):
@@ -87,6 +146,8 @@ def blocks_of(decoder: Any) -> Iterator[nn.Module]:
             yield from level.block
             if hasattr(level, "upsample"):
                 yield level.upsample
+    elif hasattr(decoder, "layers"):
+        yield from (layer for layer in decoder.layers if any(True for _ in layer.children()))
 
 
 def checkpoint_block(block: nn.Module) -> None:

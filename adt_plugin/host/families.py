@@ -25,6 +25,7 @@ class Family:
         noising: the seam that sees the clean latents.
         vae: seams that load the VAE, newest host first.
         vae_in: the VAE in what that seam returns.
+        latent_channels: of the denoiser's latents.
         latent_format: how the denoiser's latents relate to the VAE's own.
         convention: how the denoiser is called and read.
         schedule: noise schedule and sampler of the unroll.
@@ -37,6 +38,7 @@ class Family:
     denoisers: tuple[str, ...]
     noising: Seam
     vae: tuple[Seam, ...]
+    latent_channels: int
     latent_format: Callable[[Any], LatentFormat]
     convention: Convention
     schedule: Schedule
@@ -71,6 +73,7 @@ SD = Family(
     noising=SD_NOISING,
     vae=(vae_loader("load_target_model", "library.model_io", "library.train_util"),),
     vae_in=lambda loaded: loaded[1],
+    latent_channels=4,
     latent_format=lambda vae: LatentFormat(scale=0.18215),
     convention=conventions.SD,
     schedule=DiscreteSchedule(),
@@ -85,6 +88,7 @@ SDXL = Family(
     noising=SD_NOISING,
     vae=(vae_loader("load_target_model", "library.sdxl_train_util"),),
     vae_in=lambda loaded: loaded[3],
+    latent_channels=4,
     latent_format=lambda vae: LatentFormat(scale=0.13025),
     convention=conventions.SDXL,
     schedule=DiscreteSchedule(),
@@ -98,6 +102,7 @@ SD3 = Family(
     denoisers=("MMDiT",),
     noising=noising("get_noisy_model_input_and_timesteps", ("library.sd3_train_utils",), ("args", "latents")),
     vae=(vae_loader("load_vae", "library.sd3_utils"),),
+    latent_channels=16,
     latent_format=lambda vae: LatentFormat(scale=1.5305, shift=0.0609),
     convention=conventions.SD3,
     schedule=FlowSchedule(constant(3.0), spacing="linspace"),
@@ -111,6 +116,7 @@ FLUX = Family(
     denoisers=("Flux", "Chroma"),
     noising=FLUX_NOISING,
     vae=(vae_loader("load_ae", "library.flux_utils"),),
+    latent_channels=16,
     latent_format=decoding.autoencoder_format,
     convention=conventions.FLUX,
     schedule=FlowSchedule(flux_shift),
@@ -125,6 +131,7 @@ LUMINA = Family(
         "get_noisy_model_input_and_timesteps", ("library.lumina_train_util",), ("args", "noise_scheduler", "latents")
     ),
     vae=(vae_loader("load_ae", "library.lumina_util"),),
+    latent_channels=16,
     latent_format=decoding.autoencoder_format,
     convention=conventions.LUMINA,
     schedule=FlowSchedule(constant(6.0), spacing="linspace"),
@@ -140,6 +147,7 @@ ANIMA = Family(
         vae_loader("load_qwen_image_vae", "library.anima_train_utils"),
         vae_loader("load_vae", "library.qwen_image_autoencoder_kl"),
     ),
+    latent_channels=16,
     latent_format=decoding.qwen_format,
     convention=conventions.ANIMA,
     schedule=FlowSchedule(constant(3.0)),
@@ -152,6 +160,7 @@ HUNYUAN = Family(
     denoisers=("HYImageDiffusionTransformer",),
     noising=FLUX_NOISING,
     vae=(vae_loader("load_vae", "library.hunyuan_image_vae"),),
+    latent_channels=64,
     latent_format=lambda vae: LatentFormat(scale=vae.scaling_factor, pixels=vae.ffactor_spatial),
     convention=conventions.HUNYUAN,
     schedule=FlowSchedule(constant(5.0)),

@@ -17,13 +17,13 @@ import torch
 from accelerate import DistributedType
 from torch import Tensor, nn
 
-from adt_plugin.config import ADTConfig, ConfigError
+from adt_plugin.config import OWN_DECODER, ADTConfig, ConfigError
 from adt_plugin.discriminator import Discriminator, load_backbone
 from adt_plugin.host import entry
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.checks import check_warmup, trained_range
 from adt_plugin.host.conventions import only_tensor
-from adt_plugin.host.decoding import LatentDecoder, resolve_dtype
+from adt_plugin.host.decoding import LatentDecoder, TinyDecoder, load_tiny_decoder, resolve_dtype
 from adt_plugin.host.families import ACCELERATOR, METADATA, METADATA_OBJECT, Family
 from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.guidance import Guidance
@@ -43,7 +43,7 @@ class Session:
         family: of the running trainer.
 
     Raises:
-        ConfigError: the backbone cannot be loaded, or guidance is asked of a host that is too old for it.
+        ConfigError: the backbone or the decoder cannot be loaded, or guidance is asked of a host that is too old for it.
     """
 
     def __init__(self, config: ADTConfig, args: argparse.Namespace, family: Family) -> None:
@@ -60,11 +60,13 @@ class Session:
                 seed=config.seed,
             )
         self.guidance = Guidance(config.cfg_scale) if config.cfg_scale > 1 else None
+        own = config.decoder == OWN_DECODER
+        self.tiny = None if own else load_tiny_decoder(config.decoder, family.latent_channels)
         self.undos: list[Undo] = []
         self.vae_seam = family.vae[0]
         self.trained_range = trained_range(args, family)  # read once: the host's validation changes its arguments
         self.accelerator: Any = None
-        self.decoder: LatentDecoder | None = None
+        self.decoder: LatentDecoder | TinyDecoder | None = None
         self.denoiser: nn.Module | None = None
         self.scheduler: Any = None
         self.latents: Tensor | None = None
@@ -153,7 +155,7 @@ class Session:
         if self.accelerator is None:
             entry.stop(SeamError(f"the seam {ACCELERATOR.function} was not reached before the models were loaded"))
         vae = self.family.vae_in(loaded)
-        self.decoder = LatentDecoder(vae, self.family.latent_format(vae))
+        self.decoder = self.tiny or LatentDecoder(vae, self.family.latent_format(vae))
 
     def _around_prepare(self, original: Function) -> Function:
         def prepare(*objects: Any, **kwargs: Any) -> Any:

@@ -5,17 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import toml
-import torch
-from torch import nn
 
 from adt_plugin.config import ADTConfig, ConfigError
-from adt_plugin.host import checks, conventions
-from adt_plugin.host.calls import DenoiserCall
-from adt_plugin.host.decoding import LatentDecoder, LatentFormat, resolve_dtype
+from adt_plugin.host import checks
 from adt_plugin.host.families import FAMILIES, FLUX, SD, SD3, SDXL, Family
 
 
@@ -140,75 +135,3 @@ def test_a_warmup_that_outlasts_the_run(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_warmup_within_the_run_passes(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]) -> None:
     monkeypatch.setattr("sys.argv", ["train_network.py"])
     checks.check_host_options(host_args(max_train_steps=100, **changes), ADTConfig(warmup=100))
-
-
-# The parts of a session that need no host
-
-
-def test_a_captured_call_is_repeated_with_other_latents_and_without_the_old_graph() -> None:
-    weight = nn.Parameter(torch.ones(()))
-    module = nn.Module()
-    module.forward = lambda x, t, context, scale=None: SimpleNamespace(sample=x * weight + t.view(-1, 1) + context + scale)  # type: ignore[method-assign]
-    context = torch.full((1, 2), 3.0, requires_grad=True)
-    call = DenoiserCall.captured(
-        module, (torch.zeros(1, 2), torch.zeros(1), context), {"scale": 5}, conventions.SD, torch.enable_grad
-    )
-    output = call(torch.full((1, 2), 7.0), torch.full((1,), 2.0))
-    torch.testing.assert_close(output, torch.full((1, 2), 7.0 + 2 + 3 + 5))
-    output.sum().backward()
-    assert weight.grad is not None and context.grad is None
-
-
-def test_a_call_without_checkpointing_restores_every_modules_mode() -> None:
-    module = nn.Sequential(nn.Identity(), nn.Identity()).train()
-    module[1].eval()
-    seen = []
-    module[0].register_forward_pre_hook(lambda m, args: seen.append(m.training))
-    call = DenoiserCall(module, {0: torch.zeros(1, 2), 1: None}, conventions.SD, torch.no_grad)
-    call.module.forward = lambda x, t: module[0](x)  # type: ignore[method-assign]
-    call.without_checkpointing(torch.zeros(1, 2), torch.zeros(1))
-    assert seen == [False]
-    assert (module.training, module[0].training, module[1].training) == (True, True, False)
-
-
-class TinyVae(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder, self.decoder, self.post_quant_conv = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1), nn.Conv2d(4, 4, 1)
-
-
-def test_the_private_decoder_leaves_the_hosts_vae_alone() -> None:
-    vae = TinyVae().half()
-    private = LatentDecoder(vae, LatentFormat(scale=0.5, shift=1.0)).to(torch.float32)
-    assert vae.decoder.weight.dtype == torch.float16 and vae.decoder.weight.requires_grad
-    assert not any(p.requires_grad for p in private.parameters())
-    latents = torch.randn(1, 4, 2, 2)
-    expected = private.decoder(private.post_quant_conv(latents / 0.5 + 1.0))
-    torch.testing.assert_close(private(latents), expected)
-
-
-@pytest.mark.parametrize(("name", "expected"), [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_the_decoders_precision_on_a_cpu(name: str, expected: torch.dtype) -> None:
-    assert resolve_dtype(name, torch.device("cpu")) == expected
-
-
-class BlockedVae(TinyVae):
-    """With blocks, as diffusers' decoders have them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.decoder = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Tanh(), nn.Conv2d(8, 3, 1))
-        object.__setattr__(self.decoder, "up_blocks", [self.decoder[0], self.decoder[1]])  # seen, but run once
-
-
-def test_checkpointed_blocks_give_the_same_images_and_gradients() -> None:
-    vae = BlockedVae()
-    private = LatentDecoder(vae, LatentFormat(1.0))
-    assert private.decoder[0].forward.__name__ == private.decoder[1].forward.__name__ == "checkpointed"
-    assert vae.decoder[0].forward.__name__ == "forward"
-    latents = torch.randn(1, 4, 2, 2, requires_grad=True)
-    images = private(latents)
-    gradient = torch.autograd.grad(images.square().sum(), latents)[0]
-    plain = vae.decoder(vae.post_quant_conv(latents))
-    torch.testing.assert_close(images, plain)
-    torch.testing.assert_close(gradient, torch.autograd.grad(plain.square().sum(), latents)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,6 +74,32 @@ def test_an_argument_that_the_host_does_not_hand_over_is_not_invented() -> None:
     call = DenoiserCall.captured(Recorder(), (), kwargs, conventions.FLUX, torch.no_grad)
     call(torch.randn(1, 16, 4, 4), torch.tensor([500.0]))
     assert set(call.module.kwargs) == {"img", "timesteps"}
+
+
+def test_a_captured_call_is_repeated_with_other_latents_and_without_the_old_graph() -> None:
+    weight = nn.Parameter(torch.ones(()))
+    module = nn.Module()
+    module.forward = lambda x, t, context, scale=None: SimpleNamespace(sample=x * weight + t.view(-1, 1) + context + scale)  # type: ignore[method-assign]
+    context = torch.full((1, 2), 3.0, requires_grad=True)
+    call = DenoiserCall.captured(
+        module, (torch.zeros(1, 2), torch.zeros(1), context), {"scale": 5}, conventions.SD, torch.enable_grad
+    )
+    output = call(torch.full((1, 2), 7.0), torch.full((1,), 2.0))
+    torch.testing.assert_close(output, torch.full((1, 2), 7.0 + 2 + 3 + 5))
+    output.sum().backward()
+    assert weight.grad is not None and context.grad is None
+
+
+def test_a_call_without_checkpointing_restores_every_modules_mode() -> None:
+    module = nn.Sequential(nn.Identity(), nn.Identity()).train()
+    module[1].eval()
+    seen = []
+    module[0].register_forward_pre_hook(lambda m, args: seen.append(m.training))
+    call = DenoiserCall(module, {0: torch.zeros(1, 2), 1: None}, conventions.SD, torch.no_grad)
+    call.module.forward = lambda x, t: module[0](x)  # type: ignore[method-assign]
+    call.without_checkpointing(torch.zeros(1, 2), torch.zeros(1))
+    assert seen == [False]
+    assert (module.training, module[0].training, module[1].training) == (True, True, False)
 
 
 def conditioned(family: Family, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], encoded: list[Tensor]) -> DenoiserCall:
