@@ -126,6 +126,11 @@ class ADTConfig:
     disc_lr: float = option(5e-4, "learning rate of the discriminator's heads (AdamW)", "識別器の学習率", low=0.0, high=1.0)
     disc_betas: str = option("0.0,0.99", "AdamW betas of the discriminator's heads", "識別器のAdamWのbeta")
     disc_width: int = option(256, "channels of the discriminator's heads", "識別器ヘッドのチャンネル数", low=8, high=8192)
+    disc_weights: str = option(
+        "none",
+        "start from the discriminator in a state folder or its adt_state.safetensors; none starts from random heads",
+        "学習済み識別器（stateフォルダまたはadt_state.safetensors、noneは初期値から）",
+    )
     augment: str = option(
         ",".join(AUGMENTATIONS),
         "differentiable augmentations of the discriminator's inputs, or none",
@@ -251,7 +256,7 @@ class ADTConfig:
     def metadata(self) -> dict[str, str]:
         """`ss_adt_*` strings for saved files; a local folder appears by its name only."""
         values = {spec.name: str(getattr(self, spec.name)) for spec in fields(self)}
-        for name in ("backbone", "decoder"):
+        for name in ("backbone", "decoder", "disc_weights"):
             if Path(values[name]).exists():
                 values[name] = Path(values[name]).resolve().name
         return {"ss_adt_version": __version__} | {f"ss_{PREFIX}{name}": value for name, value in values.items()}

@@ -73,8 +73,6 @@ def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
     _check_prediction(args)
     if not getattr(args, "max_train_epochs", None):  # with epochs, the number of steps is known only when the data are
         check_warmup(args, config)
-    if getattr(args, "resume", None):
-        logger.warning("--resume does not restore the discriminator yet: it starts anew, with its warm-up.")
     return family
 
 

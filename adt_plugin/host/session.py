@@ -28,6 +28,7 @@ from adt_plugin.host.families import ACCELERATOR, METADATA, METADATA_OBJECT, Fam
 from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.guidance import Guidance
 from adt_plugin.host.seams import Function, SeamError, Undo, check, first_found, patch, patch_attribute, resolve
+from adt_plugin.host.states import StateKeeper, load_heads
 from adt_plugin.monitor import Monitor
 from adt_plugin.rng import preserved_rng
 from adt_plugin.sampling import Denoiser
@@ -43,7 +44,8 @@ class Session:
         family: of the running trainer.
 
     Raises:
-        ConfigError: the backbone or the decoder cannot be loaded, or guidance is asked of a host that is too old for it.
+        ConfigError: the backbone, the decoder or the discriminator's weights cannot be loaded, or guidance is asked of a
+            host that is too old for it.
     """
 
     def __init__(self, config: ADTConfig, args: argparse.Namespace, family: Family) -> None:
@@ -59,6 +61,9 @@ class Session:
                 image_size=config.image_size or backbone.image_size,
                 seed=config.seed,
             )
+        if config.disc_weights != "none":
+            load_heads(config.disc_weights, config, self.discriminator)
+        self.states = StateKeeper(config, self.discriminator, lambda: (self.turn, self.optimizer_steps))
         self.guidance = Guidance(config.cfg_scale) if config.cfg_scale > 1 else None
         own = config.decoder == OWN_DECODER
         self.tiny = None if own else load_tiny_decoder(config.decoder, family.latent_channels)
@@ -144,6 +149,7 @@ class Session:
             )
         patch_attribute(accelerator, "prepare", self._around_prepare)
         patch_attribute(accelerator, "backward", self._around_backward)
+        self.states.register(accelerator)
         self.feedback = Feedback(accelerator, self._monitor() if accelerator.is_main_process else None)
 
     def _monitor(self) -> Monitor:
@@ -293,4 +299,5 @@ class Session:
                 timestep_range=self.trained_range,
                 latent_pixels=self.decoder.latent_format.pixels,
             )
+            self.optimizer_steps += self.states.apply(self.turn)
         return self.turn

@@ -102,14 +102,6 @@ def test_a_denoiser_that_stands_still(monkeypatch: pytest.MonkeyPatch, changes: 
     assert refused(monkeypatch, ADTConfig(), **changes).startswith(flag)
 
 
-def test_resuming_says_that_the_discriminator_starts_anew(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("sys.argv", ["train_network.py"])
-    checks.check_host_options(host_args(resume="state"), ADTConfig())
-    assert "the discriminator yet: it starts anew" in caplog.text
-
-
 def test_zero_terminal_snr_without_v_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--v_parameterization" in refused(monkeypatch, ADTConfig(), zero_terminal_snr=True)
 
