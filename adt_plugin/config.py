@@ -175,6 +175,13 @@ class ADTConfig:
         "勾配を流すステップの扱い（low: 再計算、fast: グラフを保持、auto: 空きメモリで判断）",
         choices=("low", "fast", "auto"),
     )
+    max_bad_turns: int = option(
+        10,
+        "turns in a row with NaN or infinity that end the run, with its state saved; 0 lets it go on",
+        "NaNや無限大のターンがこの回数続いたら状態を保存して終了（0で続行）",
+        low=0,
+        high=1_000_000,
+    )
     seed: int = option(0, "seed of the plugin's own random generators", "プラグイン専用の乱数シード", low=0, high=2**31 - 1)
     pictures_every: int = option(
         100,

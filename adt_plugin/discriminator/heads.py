@@ -26,12 +26,18 @@ class Standardize(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Tensor) -> None:
-        """Take a batch of real features `(B, C, h, w)` into the running statistics, while they are being collected."""
+        """Take a batch of real features `(B, C, h, w)` into the running statistics, while they are being collected.
+
+        A batch that is not finite in any process is left out in all; until enough are in, each waits for the device.
+        """
         if self.seen >= self.updates:
             return
+        mean, square = (averaged(values.mean((0, 2, 3)).to(self.mean.dtype)) for values in (features, features.square()))
+        if not (mean.isfinite() & square.isfinite()).all():
+            return
         share = 1.0 / (self.seen + 1)
-        self.mean.lerp_(averaged(features.mean((0, 2, 3)).to(self.mean.dtype)), share)
-        self.square.lerp_(averaged(features.square().mean((0, 2, 3)).to(self.square.dtype)), share)
+        self.mean.lerp_(mean, share)
+        self.square.lerp_(square, share)
         self.seen += 1
 
     def get_extra_state(self) -> Tensor:

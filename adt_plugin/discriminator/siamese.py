@@ -146,10 +146,10 @@ class Discriminator(nn.Module):
         real_features, real_again = zip(*(view.chunk(2) for view in views), strict=True)
         observed = Observation(gen_features, list(real_features), list(real_again))
         standardizers = [cast(Head, head).standardize for head in self.score.heads]
-        first_time = all(standardize.seen == 0 for standardize in standardizers)
+        before = [standardize.seen for standardize in standardizers]
         for standardize, features in zip(standardizers, real_features, strict=True):
             standardize.update(features)
-        if first_time:
+        if not any(before) and all(standardize.seen for standardize in standardizers):
             self.score.calibrate(*self.embed(observed.real, observed.real_again))
         return observed
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from adt_plugin.config import OWN_DECODER, ADTConfig, ConfigError
 from adt_plugin.discriminator import Discriminator, load_backbone
+from adt_plugin.health import BadTurnsError, Health
 from adt_plugin.host import entry
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.checks import check_warmup, trained_range
@@ -67,6 +68,7 @@ class Session:
         self.guidance = Guidance(config.cfg_scale) if config.cfg_scale > 1 else None
         own = config.decoder == OWN_DECODER
         self.tiny = None if own else load_tiny_decoder(config.decoder, family.latent_channels)
+        self.health = Health(config.max_bad_turns)
         self.undos: list[Undo] = []
         self.vae_seam = family.vae[0]
         self.trained_range = trained_range(args, family)  # read once: the host's validation changes its arguments
@@ -153,8 +155,10 @@ class Session:
         self.feedback = Feedback(accelerator, self._monitor() if accelerator.is_main_process else None)
 
     def _monitor(self) -> Monitor:
-        name = getattr(self.args, "output_name", None) or "last"
-        return Monitor(Path(self.args.output_dir), name, self.config.pictures_every, self.config.metadata())
+        return Monitor(Path(self.args.output_dir), self._name(), self.config.pictures_every, self.config.metadata())
+
+    def _name(self) -> str:
+        return getattr(self.args, "output_name", None) or "last"
 
     def on_vae_loader(self, loaded: Any) -> None:
         """The host loaded its VAE: copy the decoder while it is in its original precision."""
@@ -273,6 +277,16 @@ class Session:
             report.seconds["host"] = host_seconds
         if self.feedback is not None:
             self.feedback.show(report, self.optimizer_steps)
+        try:
+            self.health.examine(report)
+        except BadTurnsError as error:
+            entry.stop(BadTurnsError(f"{error} Everything is saved in {self._save_everything()}: --resume goes on from there."))
+
+    def _save_everything(self) -> Path:
+        """The host's whole state and the plugin's, as for --save_state."""
+        folder = Path(self.args.output_dir) / f"{self._name()}-adt-stopped-state"
+        self.accelerator.save_state(str(folder))
+        return folder
 
     def _guided(self, call: DenoiserCall, denoiser: Callable[[DenoiserCall], Denoiser]) -> Denoiser:
         if self.guidance is None:

@@ -1,0 +1,87 @@
+"""Signs that an adversarial game goes wrong: turns that are not finite, and a discriminator that has won or lost."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from adt_plugin.turn import TurnReport
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 50
+"""Turns in a row before a one-sided game is said (ours)."""
+
+WON = (
+    "the discriminator has told every pair apart for %d turns, so that its gradient says little: lower --adt_disc_lr, or "
+    "raise --adt_every."
+)
+LOST = (
+    "the discriminator has scored generated images above real ones for %d turns, so that its gradient leads nowhere: raise "
+    "--adt_disc_lr or --adt_warmup, or lower --adt_weight."
+)
+
+
+class BadTurnsError(RuntimeError):
+    """Too many turns in a row were not finite; the message is the diagnosis."""
+
+
+class Health:
+    """Looks at every turn of a run.
+
+    Args:
+        max_bad_turns: so many turns in a row that are not finite end the run; 0 lets it go on.
+    """
+
+    def __init__(self, max_bad_turns: int) -> None:
+        self.max_bad_turns = max_bad_turns
+        self.bad_turns = self.bad_in_a_row = 0
+        self.in_a_row = {WON: 0, LOST: 0}
+
+    def examine(self, report: TurnReport) -> None:
+        """Count, log and warn.
+
+        Raises:
+            BadTurnsError: the last `max_bad_turns` turns were not finite.
+        """
+        if is_bad(report):
+            self._count_bad(report)
+            return
+        self.bad_in_a_row = 0
+        self._note(WON, report.loss_d == 0.0)
+        self._note(LOST, not report.warmup and report.score_gen > report.score_real)
+
+    def _count_bad(self, report: TurnReport) -> None:
+        self.bad_turns += 1
+        self.bad_in_a_row += 1
+        logger.warning("turn %d was not finite and has been dropped (%d so far).", report.turn, self.bad_turns)
+        if self.bad_in_a_row == self.max_bad_turns:
+            raise BadTurnsError(diagnosis(report, self.bad_in_a_row))
+
+    def _note(self, warning: str, holds: bool) -> None:
+        """Count the turns in a row for which it holds; say it once, when they are many."""
+        if self.in_a_row[warning] >= PATIENCE:
+            return
+        self.in_a_row[warning] = self.in_a_row[warning] + 1 if holds else 0
+        if self.in_a_row[warning] == PATIENCE:
+            logger.warning(warning, PATIENCE)
+
+
+def is_bad(report: TurnReport) -> bool:
+    """Whether a side of the turn was dropped."""
+    return report.skipped or not math.isfinite(report.loss_d)
+
+
+def diagnosis(report: TurnReport, turns: int) -> str:
+    """Where the numbers stopped being finite, and what to turn."""
+    if not report.real.isfinite().all():
+        found, way = "decoded training images", "set --adt_decode_dtype fp32, or check the VAE and the cached latents"
+    elif not report.gen.isfinite().all():
+        found, way = "generated images", "the model itself diverges: lower the learning rate, or --adt_weight"
+    elif not math.isfinite(report.loss_d):
+        found, way = "the discriminator's scores", "set --adt_decode_dtype fp32, or lower --adt_disc_lr"
+    else:
+        found, way = "the adversarial gradient", "set --adt_decode_dtype fp32, or lower --adt_weight"
+    return f"{turns} turns in a row were not finite, first in {found}: {way} (--adt_max_bad_turns {turns} ends the run)."

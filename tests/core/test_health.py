@@ -1,0 +1,114 @@
+"""Turns that are not finite, and games that one side has won."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor
+
+from adt_plugin import health
+from adt_plugin.health import BadTurnsError, Health
+from adt_plugin.turn import AdversarialTurn, TurnReport
+from toys import ToyDenoiser, diffusion_backward, toy_decode, toy_latents, toy_turn
+
+
+def turns(turn: AdversarialTurn, net: ToyDenoiser, count: int = 1) -> list[TurnReport]:
+    reports = []
+    for _ in range(count):
+        diffusion_backward(turn, net, toy_latents())
+        reports.append(turn(net, toy_latents()))
+    return reports
+
+
+class FaultyDecode:
+    """Decodes; from the call numbered `first` to the one before `last`, to `value` everywhere."""
+
+    def __init__(self, first: int, last: int, value: float = float("nan")) -> None:
+        self.calls, self.first, self.last, self.value = 0, first, last, value
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        self.calls += 1
+        images = toy_decode(latents)
+        return images * self.value if self.first <= self.calls < self.last else images
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("first", [1, 2, 5, 6])
+def test_a_bad_image_is_dropped_and_the_next_turns_are_sound(first: int, value: float) -> None:
+    """Generated (odd calls) or real (even calls) images, in the first turn or later; nothing is poisoned."""
+    turn, net = toy_turn(), ToyDenoiser()
+    turn.decode = FaultyDecode(first, first + 1, value)
+    reports = turns(turn, net, 5)
+    bad = (first - 1) // 2
+    assert [health.is_bad(report) for report in reports] == [i == bad for i in range(5)]
+    assert all(tensor.isfinite().all() for tensor in turn.discriminator.state_dict().values())
+    assert net.gradients().isfinite().all()
+    assert reports[-1].grad_norm > 0
+
+
+class DivergingDenoiser(ToyDenoiser):
+    """Returns NaN in the unroll from the turn numbered `bad` on."""
+
+    def __init__(self, turn: AdversarialTurn, bad: int) -> None:
+        super().__init__()
+        object.__setattr__(self, "turn", turn)
+        self.bad = bad
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        output = super().forward(x, t)
+        return output * float("nan") if self.turn.turns + 1 >= self.bad and not torch.is_grad_enabled() else output
+
+
+def test_a_run_ends_after_so_many_bad_turns_in_a_row_with_a_diagnosis(caplog: pytest.LogCaptureFixture) -> None:
+    turn = toy_turn()
+    net, watch = DivergingDenoiser(turn, bad=3), Health(max_bad_turns=3)
+    with pytest.raises(BadTurnsError, match="3 turns in a row were not finite, first in generated images: .*--adt_weight"):
+        for _ in range(10):
+            watch.examine(turns(turn, net)[0])
+    assert turn.turns == 5 and watch.bad_turns == 3
+    assert net.gradients().isfinite().all()
+    assert "turn 3 was not finite and has been dropped (1 so far)." in caplog.text
+
+
+def test_bad_turns_that_are_not_in_a_row_or_not_limited_let_the_run_go_on() -> None:
+    for limit, spoilt in ((2, [1, 3, 5]), (0, [1, 2, 3, 4, 5])):
+        turn, net, watch = toy_turn(), ToyDenoiser(), Health(limit)
+        for number in range(1, 7):
+            turn.decode = FaultyDecode(1, 3) if number in spoilt else toy_decode
+            watch.examine(turns(turn, net)[0])
+        assert watch.bad_turns == len(spoilt)
+
+
+def report(**values: float) -> TurnReport:
+    sound = turns(toy_turn(), ToyDenoiser())[0]
+    for name, value in values.items():
+        setattr(sound, name, value)
+    return sound
+
+
+@pytest.mark.parametrize(
+    ("values", "flag"),
+    [
+        ({"loss_d": 0.0, "score_real": 3.0, "score_gen": -3.0}, "lower --adt_disc_lr"),
+        ({"loss_d": 3.0, "score_real": -1.0, "score_gen": 1.0}, "--adt_disc_lr or --adt_warmup"),
+    ],
+)
+def test_a_one_sided_game_is_said_once(values: dict[str, float], flag: str, caplog: pytest.LogCaptureFixture) -> None:
+    watch, one_sided, even = Health(0), report(**values), report(loss_d=1.0, score_real=1.0, score_gen=0.0)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(health.PATIENCE - 1):
+            watch.examine(one_sided)
+        watch.examine(even)
+        assert not caplog.records
+        for _ in range(3 * health.PATIENCE):
+            watch.examine(one_sided)
+    assert len(caplog.records) == 1 and flag in caplog.text
+
+
+def test_a_warmup_is_no_lost_game(caplog: pytest.LogCaptureFixture) -> None:
+    watch, warming = Health(0), report(loss_d=3.0, score_real=-1.0, score_gen=1.0, warmup=True)
+    for _ in range(2 * health.PATIENCE):
+        watch.examine(warming)
+    assert not caplog.records
