@@ -26,6 +26,9 @@ STRATEGIES = "library.strategy_base"
 EMPTY = {"is_negative": True, "enable_dropout": False}
 """For those of the host's functions that know them: the negative prompt's form, and no caption dropout."""
 
+OWN_MASKS = {"apply_lg_attn_mask": None, "apply_t5_attn_mask": None}
+"""For those that know them: attention masks as the strategy was told, which is how the host caches."""
+
 
 class Guidance:
     """Classifier-free guidance of one run.
@@ -73,7 +76,8 @@ class Guidance:
             strategy = self.strategies.TextEncodingStrategy.get_strategy()
             tokenizer = self.strategies.TokenizeStrategy.get_strategy()
             with torch.no_grad(), preserved_rng():
-                strategy.encode_tokens(tokenizer, models, tokenizer.tokenize(""))
+                masks = known(strategy.encode_tokens, OWN_MASKS)
+                strategy.encode_tokens(tokenizer, models, tokenizer.tokenize(""), **masks)
             return original(dataset, models, *args, **kwargs)
 
         return new_cache_text_encoder_outputs
@@ -84,7 +88,8 @@ class Guidance:
         ) -> Any:
             encoders = {position for position, ids in enumerate(tokens) if ids is not None}
             if not encoders <= self.encoders or torch.is_grad_enabled():  # with gradient: the encoders are being trained
-                self._encode(lambda empty: original(strategy, tokenizer, models, empty, **known(original)), tokenizer, tokens)
+                options = kwargs | known(original, EMPTY)
+                self._encode(lambda empty: original(strategy, tokenizer, models, empty, *args, **options), tokenizer, tokens)
                 self.encoders |= encoders
             return original(strategy, tokenizer, models, tokens, *args, **kwargs)
 
@@ -93,12 +98,12 @@ class Guidance:
     def _encode(self, encode: Callable[[list[Any]], Sequence[Any]], tokenizer: Any, like: Sequence[Tensor | None]) -> None:
         """Encode the empty prompt with those encoders for which `like` has tokens, and keep the others' outputs."""
         with torch.no_grad(), preserved_rng():
-            empty = tokenizer.tokenize("", **known(tokenizer.tokenize))
+            empty = tokenizer.tokenize("", **known(tokenizer.tokenize, EMPTY))
             outputs = encode([None if ids is None else part.to(ids.device) for part, ids in zip(empty, like, strict=True)])
         before = self.encoded or [None] * len(outputs)
         self.encoded = [old if new is None else new for old, new in zip(before, outputs, strict=True)]
 
 
-def known(function: Function) -> dict[str, bool]:
-    """Those options for the empty prompt that a function of the host takes."""
-    return {name: value for name, value in EMPTY.items() if name in inspect.signature(function).parameters}
+def known(function: Function, options: dict[str, Any]) -> dict[str, Any]:
+    """Those options that a function of the host takes."""
+    return {name: value for name, value in options.items() if name in inspect.signature(function).parameters}
