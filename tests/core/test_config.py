@@ -177,3 +177,16 @@ def test_metadata_hold_every_option_and_the_version_but_no_path(tmp_path: Path) 
 def test_a_crop_that_cuts_through_a_latent_names_the_flag(side: int) -> None:
     with pytest.raises(ConfigError, match=f"--adt_decode_crop must be a multiple of 8, such as 224 or 256; got {side}"):
         ADTConfig(decode_crop=side)
+
+
+def test_training_the_text_encoder_adversarially_is_refused_until_it_is_built() -> None:
+    args = parser().parse_args(["--adt", "--adt_train_text_encoder"])
+    with pytest.raises(ConfigError, match="--adt_train_text_encoder is not built yet: leave it out"):
+        ADTConfig.from_namespace(args)
+
+
+@pytest.mark.parametrize("name", ["backbone", "decoder", "disc_weights"])
+def test_a_local_folder_appears_in_metadata_by_its_name_alone(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    assert ADTConfig(**{name: str(folder)}).metadata()[f"ss_adt_{name}"] == "mine"
