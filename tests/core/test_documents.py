@@ -12,6 +12,7 @@ import toml
 
 from adt_plugin.config import ADTConfig, option_names
 from adt_plugin.host.checks import REFUSED
+from adt_plugin.host.families import FAMILIES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -40,6 +41,20 @@ def test_every_local_link_leads_somewhere(document: Path) -> None:
 def test_every_refused_option_is_documented() -> None:
     document = (REPOSITORY / "docs" / "options.md").read_text(encoding="utf-8")
     assert all(f"--{name}" in document for name in REFUSED)
+
+
+def test_the_compatibility_page_has_every_trainer_and_every_refused_option() -> None:
+    page = (REPOSITORY / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    assert all(f"| `{script}` | {family.name} |" in page for family in FAMILIES for script in family.scripts)
+    assert all(f"| `--{name}` | {reason} |" in page for name, reason in REFUSED.items())
+    assert "FAILS" not in page
+
+
+def test_every_test_that_a_promise_names_exists() -> None:
+    page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").rglob("test_*.py")}
+    assert set(re.findall(r"test_\w+\.py", page)) <= set(sources)
+    assert all(any(f"def {name}(" in source for source in sources.values()) for name in re.findall(r"::(test_\w+)", page))
 
 
 def flattened(path: Path) -> dict[str, object]:
