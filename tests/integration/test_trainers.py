@@ -145,3 +145,15 @@ def test_idle_and_looking_on_change_no_bit(run_tiny: TinyRun, adt_options: Optio
     assert_same_weights(plain, idle)
     assert_same_weights(plain, looking_on)
     assert len(rows(looking_on)) == 2
+
+
+@pytest.mark.parametrize("script", [SD.scripts[0], SD3.scripts[0]])
+def test_previews_are_sampled_between_turns(
+    run_tiny: TinyRun, adt_options: Options, script: str, tmp_path: Path, cell: Cell
+) -> None:
+    cell(script, "--sample_prompts prompts.txt --sample_every_n_steps 1")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red square --w 64 --h 64 --s 2")
+    run = run_tiny(*TWO_STEPS, *adt_options, "--sample_prompts", prompts, "--sample_every_n_steps", "1", script=script)
+    assert_trained_with_adt(run, turns=2)
+    assert len(list((run.output_dir / "sample").glob("*.png"))) == 2
