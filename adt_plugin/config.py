@@ -79,7 +79,7 @@ class ADTConfig:
     sampler: str = option("auto", "sampler of the unroll", "展開に使うサンプラー", choices=("auto", "ddim", "euler", "dpm++"))
     spacing: str = option(
         "auto",
-        "spacing of the inference grid; auto is leading, trailing with zero terminal SNR",
+        "spacing of the inference grid; auto is leading, trailing with zero terminal SNR, sd-scripts' own for flow models",
         "推論グリッドの間隔",
         choices=("auto", "leading", "trailing", "linspace"),
     )

@@ -29,7 +29,8 @@ ALMOST_ZERO = 2.0**-24
 class Guided:
     """A denoiser under classifier-free guidance, o = u + scale (c - u) (Ho & Salimans, arXiv 2207.12598).
 
-    As the weighted sum of two calls it is unrolled and replayed part by part, so that guidance costs time, not memory.
+    As the weighted sum of two calls it is replayed part by part, so that guidance costs time, not memory; graphs that the
+    unroll keeps (`--adt_memory fast`) are two for each step.
 
     Args:
         conditional, unconditional: the same network with the prompt's and with the empty prompt's conditioning bound.

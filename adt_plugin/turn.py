@@ -237,7 +237,8 @@ class AdversarialTurn:
 
     def _images(self, generated: Tensor, clean: Tensor, real: Tensor | None, adversarial: bool) -> tuple[Tensor, Tensor]:
         """Generated and real images `(B, 3, H, W)`, both of the same window; the generated ones with their graph if asked."""
-        side = self.config.decode_crop // self.latent_pixels
+        crop = self.config.decode_crop
+        side = max(1, crop // self.latent_pixels) if crop else 0
         window = draw_window(clean.shape[-2], clean.shape[-1], side, self.noise_generator)
         with torch.set_grad_enabled(adversarial):
             gen = self.decode(window.of(generated))

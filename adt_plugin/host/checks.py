@@ -49,6 +49,9 @@ OTHER_TRAINERS = (
 )
 """The host's trainers that are not served; a name that is neither here nor served is a fork's own trainer."""
 
+PREVIEW_SIZE = (128, 128)
+"""Of latents, for the check of the grid before any batch exists."""
+
 REFUSED_IN_DATA = {
     "alpha_mask": "has no adversarial counterpart yet",
     "diff_output_preservation": "would be pulled toward the images that it is there to hold off",
@@ -153,6 +156,7 @@ def _check_learning_rate(args: argparse.Namespace) -> None:
 def _check_grid(args: argparse.Namespace, config: ADTConfig, family: Family) -> None:
     """The sampler on a schedule of the right kind, as the run will build it on the host's own."""
     scheduler = family.schedule.preview(config, args)
+    family.schedule.fit(scheduler, config, PREVIEW_SIZE)
     sampling.check_grid(scheduler, config.steps)
     scheduler.set_timesteps(config.steps)
     walked = [round(timestep) for timestep in scheduler.timesteps[-start_range(config)[1] :].tolist()]

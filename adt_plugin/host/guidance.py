@@ -100,6 +100,7 @@ class Guidance:
         with torch.no_grad(), preserved_rng():
             empty = tokenizer.tokenize("", **known(tokenizer.tokenize, EMPTY))
             outputs = encode([None if ids is None else part.to(ids.device) for part, ids in zip(empty, like, strict=True)])
+        torch.clear_autocast_cache()  # before torch 2.10, weights cast without gradient would serve the host's own encoding
         before = self.encoded or [None] * len(outputs)
         self.encoded = [old if new is None else new for old, new in zip(before, outputs, strict=True)]
 

@@ -43,7 +43,7 @@ class DiscreteSchedule:
 
     def preview(self, config: ADTConfig, args: argparse.Namespace) -> Any:
         """On a linear stand-in, which ends where the run's own will."""
-        alphas_cumprod = torch.linspace(0.999, 0.0 if args.zero_terminal_snr else 0.005, SD_TRAINING_STEPS)
+        alphas_cumprod = torch.linspace(0.999, 0.0 if getattr(args, "zero_terminal_snr", False) else 0.005, SD_TRAINING_STEPS)
         return self._on(alphas_cumprod, config, args)
 
     def build(self, config: ADTConfig, args: argparse.Namespace, noise_scheduler: Any) -> Any:
@@ -54,7 +54,7 @@ class DiscreteSchedule:
     def _on(alphas_cumprod: torch.Tensor, config: ADTConfig, args: argparse.Namespace) -> Any:
         if config.flow_shift:
             raise ConfigError("--adt_flow_shift is for flow models: leave it out.")
-        prediction_type = "v_prediction" if args.v_parameterization else "epsilon"
+        prediction_type = "v_prediction" if getattr(args, "v_parameterization", False) else "epsilon"
         return sampling.build_scheduler(config.sampler, alphas_cumprod, prediction_type, config.spacing)
 
     def fit(self, scheduler: Any, config: ADTConfig, size: tuple[int, int]) -> None:

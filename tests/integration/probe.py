@@ -129,19 +129,17 @@ class Probe:
         return float((convention.time(1000 * sigma).float() - arguments[convention.timestep].float()).abs().max())
 
     def errors(self, session: Session) -> dict[str, Any]:
-        """Of the decode, of the time, and of every sampler's unroll from every start; the spread of the oracle over time."""
+        """Of the decode, of the time, and of every sampler's unroll from every start."""
         with torch.no_grad():
             images = OWN_DECODES[type(self.vae).__name__](self.vae, self.images).float()
             decoded = session.decoder.to("cpu", torch.float32)(self.clean)
             limit = 1.0 if session.decoder.latent_format.frames else float("inf")  # that VAE's own decode clamps
             images = images.squeeze(2) if images.ndim == 5 else images
             own_range = float(images.amax() - images.amin())
-        oracles = torch.stack(list(self.oracle.values()))
         return {
             "decode": float((decoded.clamp(-limit, limit) - images).abs().max()) / own_range,
             "time": max(self.times),
             "unroll": {name: self.unroll_errors(session, scheduler) for name, scheduler in self.schedulers.items()},
-            "spread": float((oracles - oracles[0]).abs().max()),
         }
 
     def unroll_errors(self, session: Session, scheduler: Any) -> list[float]:

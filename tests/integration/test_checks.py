@@ -127,3 +127,17 @@ def test_a_warmup_that_outlasts_the_run(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_warmup_within_the_run_passes(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]) -> None:
     monkeypatch.setattr("sys.argv", ["train_network.py"])
     checks.check_host_options(host_args(max_train_steps=100, **changes), ADTConfig(warmup=100))
+
+
+def test_the_range_of_a_flow_model_is_checked_on_its_own_shifted_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SD3's ten steps are 1000, 960, 913, ..., 465, 278, 9: none between 100 and 250, one between 940 and 990."""
+    message = refused(monkeypatch, ADTConfig(), "sd3_train_network.py", min_timestep=100, max_timestep=250)
+    assert "--min_timestep" in message and "960" in message
+    checks.check_host_options(host_args(min_timestep=940, max_timestep=990), ADTConfig())
+
+
+def test_a_forks_trainer_without_the_usual_options_is_checked_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["hidream_train.py"])
+    args = host_args()
+    del args.v_parameterization, args.zero_terminal_snr
+    assert checks.check_host_options(args, ADTConfig()) is SD
