@@ -46,26 +46,36 @@ def qwen_format(vae: Any) -> LatentFormat:
 class LatentDecoder(nn.Module):
     """Latents as the denoiser sees them to images.
 
-    The host moves its VAE between devices and precisions as it likes, and encodes with it; the copy (decoder only) leaves
-    that alone. Gradient checkpointing keeps the decode's backward small. The output is not clamped: a clamped pixel has no
-    gradient.
+    Gradient checkpointing keeps the decode's backward small. The output is not clamped: a clamped pixel has no gradient.
 
     Args:
-        vae: has a `decoder`, and a `post_quant_conv` or not.
+        decoder: of a VAE; frozen here.
+        post_quant_conv: of the same, None if it has none.
         latent_format: of the denoiser's latents.
     """
 
-    def __init__(self, vae: Any, latent_format: LatentFormat) -> None:
+    def __init__(self, decoder: Any, post_quant_conv: Any, latent_format: LatentFormat) -> None:
         super().__init__()
-        self.post_quant_conv: Any = copy.deepcopy(getattr(vae, "post_quant_conv", None))
-        self.decoder: Any = copy.deepcopy(vae.decoder)
+        self.decoder, self.post_quant_conv = decoder, post_quant_conv
         for block in blocks_of(self.decoder):
             checkpoint_block(block)
         self.latent_format = latent_format
         self.eval().requires_grad_(False)
 
+    @classmethod
+    def copied_from(cls, vae: Any, latent_format: LatentFormat) -> LatentDecoder:
+        """A private copy of a VAE's decoder: the host moves, casts and uses its own as it likes.
+
+        Args:
+            vae: has a `decoder`, and a `post_quant_conv` or not.
+        """
+        return cls(copy.deepcopy(vae.decoder), copy.deepcopy(getattr(vae, "post_quant_conv", None)), latent_format)
+
     def forward(self, latents: Tensor) -> Tensor:
-        """`(B, C, h, w)` -> `(B, 3, H, W)` in float32, about [-1, 1]."""
+        """`(B, C, h, w)` -> `(B, 3, H, W)` in float32, about [-1, 1]; one image after another."""
+        return torch.cat([self._decoded(image) for image in latents.split(1)])
+
+    def _decoded(self, latents: Tensor) -> Tensor:
         z = self.unscaled(latents).to(next(self.decoder.parameters()).dtype)
         z = z.unsqueeze(2) if self.latent_format.frames else z
         images = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
@@ -139,7 +149,12 @@ def load_tiny_decoder(folder: str, channels: int) -> TinyDecoder:
 def blocks_of(decoder: Any) -> Iterator[nn.Module]:
     """The parts that are worth checkpointing, in each of three layouts: diffusers', the original (mid, up), and TAESD's."""
     if hasattr(decoder, "up_blocks"):
-        yield from (block for block in (getattr(decoder, "mid_block", None), *decoder.up_blocks) if block is not None)
+        levels = [level for level in (getattr(decoder, "mid_block", None), *decoder.up_blocks) if level is not None]
+        for level in levels:
+            lists = [child for child in level.children() if isinstance(child, nn.ModuleList)]
+            yield from (block for blocks in lists for block in blocks if block is not None)
+            if not lists:
+                yield level
     elif hasattr(decoder, "up"):
         yield from decoder.mid.children()
         for level in decoder.up:

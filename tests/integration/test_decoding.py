@@ -76,7 +76,7 @@ class TinyVae(nn.Module):
 
 def test_the_private_decoder_leaves_the_hosts_vae_alone() -> None:
     vae = TinyVae().half()
-    private = LatentDecoder(vae, LatentFormat(scale=0.5, shift=1.0)).to(torch.float32)
+    private = LatentDecoder.copied_from(vae, LatentFormat(scale=0.5, shift=1.0)).to(torch.float32)
     assert vae.decoder.weight.dtype == torch.float16 and vae.decoder.weight.requires_grad
     assert not any(p.requires_grad for p in private.parameters())
     latents = torch.randn(1, 4, 2, 2)
@@ -100,7 +100,7 @@ class BlockedVae(TinyVae):
 
 def test_checkpointed_blocks_give_the_same_images_and_gradients() -> None:
     vae = BlockedVae()
-    private = LatentDecoder(vae, LatentFormat(1.0))
+    private = LatentDecoder.copied_from(vae, LatentFormat(1.0))
     assert private.decoder[0].forward.__name__ == private.decoder[1].forward.__name__ == "checkpointed"
     assert vae.decoder[0].forward.__name__ == "forward"
     latents = torch.randn(1, 4, 2, 2, requires_grad=True)
