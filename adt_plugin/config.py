@@ -175,6 +175,11 @@ class ADTConfig:
         "勾配を流すステップの扱い（low: 再計算、fast: グラフを保持、auto: 空きメモリで判断）",
         choices=("low", "fast", "auto"),
     )
+    offload: bool = option(
+        False,
+        "keep decoder and backbone in the computer's memory while a turn does not need them: less GPU memory, more time",
+        "不要な間はデコーダとバックボーンをCPUメモリに置く（GPUメモリ節約、速度低下）",
+    )
     max_bad_turns: int = option(
         10,
         "turns in a row with NaN or infinity that end the run, with its state saved; 0 lets it go on",

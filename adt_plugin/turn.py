@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adt_plugin import gradient_path, sampling
 from adt_plugin.balance import GradientBalance
@@ -20,6 +20,7 @@ from adt_plugin.discriminator import Discriminator, Observation
 from adt_plugin.discriminator.losses import discriminator_hinge, generator_loss
 from adt_plugin.distributed import all_finite, average_gradients, rank, true_everywhere
 from adt_plugin.memory import GraphMemory
+from adt_plugin.offload import Offload
 from adt_plugin.rng import draw_seed, preserved_rng
 from adt_plugin.sampling import Denoiser, Unroll
 
@@ -124,6 +125,7 @@ class AdversarialTurn:
         discriminator: on the device where the turn runs.
         timestep_range: only steps whose timestep lies in [low, high) carry gradient; None allows all.
         latent_pixels: pixels to one latent along a side of what `decode` gives; for `decode_crop` alone.
+        decoder: the module behind `decode`; for `offload` alone, which keeps it and the backbone on the CPU between turns.
 
     Raises:
         ConfigError: the scheduler cannot walk the configured grid, or no start is left by the configured range.
@@ -138,6 +140,7 @@ class AdversarialTurn:
         discriminator: Discriminator,
         timestep_range: tuple[float, float] | None = None,
         latent_pixels: int = 8,
+        decoder: nn.Module | None = None,
     ) -> None:
         sampling.check_grid(scheduler, config.steps)
         self.config, self.scheduler, self.decode, self.discriminator = config, scheduler, decode, discriminator
@@ -145,6 +148,7 @@ class AdversarialTurn:
         self.starts = start_range(config)
         self.balance = GradientBalance(config.balance, config.weight, config.max_grad_ratio)
         self.memory = GraphMemory(config)
+        self.offload = Offload([module for module in (decoder, discriminator.backbone) if module is not None], config.offload)
         self.optimizer = torch.optim.AdamW(
             discriminator.parameters(), lr=config.disc_lr, betas=config.beta_pair, weight_decay=0.0
         )
@@ -197,16 +201,17 @@ class AdversarialTurn:
                 joined = denoiser if self.memory.keeps_graphs(clean) else None
                 record = self.config.weight > 0 and not self.warming_up
                 path, masked = self._unroll(unroll_denoiser or denoiser, clean, record, joined)
-            adversarial = bool(masked)
-            with clock.stage("decode"):
-                gen, real = self._images(path.latents, clean, real, adversarial)
-            with clock.stage("observe"):
-                observed = self.discriminator.observe(gen, real)
-                loss_g, scores = self._generator_loss(observed, adversarial)
-            applied = None
+            adversarial, applied, gradients = bool(masked), None, {}
+            with self.offload.resident(latents.device):
+                with clock.stage("decode"):
+                    gen, real = self._images(path.latents, clean, real, adversarial)
+                with clock.stage("observe"):
+                    observed = self.discriminator.observe(gen, real)
+                    loss_g, scores = self._generator_loss(observed, adversarial)
+                if adversarial:
+                    with clock.stage("gradient"):
+                        applied, gradients = self._balanced_gradients(loss_g, path, masked)
             if adversarial:
-                with clock.stage("gradient"):
-                    applied, gradients = self._balanced_gradients(loss_g, path, masked)
                 with clock.stage("replay"):
                     gradient_path.replay(denoiser, path, gradients, self.memory.measuring(backward, denoiser, clean))
             with clock.stage("discriminator"):

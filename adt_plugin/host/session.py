@@ -165,7 +165,7 @@ class Session:
         if self.accelerator is None:
             entry.stop(SeamError(f"the seam {ACCELERATOR.function} was not reached before the models were loaded"))
         vae = self.family.vae_in(loaded)
-        self.decoder = self.tiny or LatentDecoder(vae, self.family.latent_format(vae))
+        self.decoder = self.tiny or LatentDecoder.copied_from(vae, self.family.latent_format(vae))
 
     def _around_prepare(self, original: Function) -> Function:
         def prepare(*objects: Any, **kwargs: Any) -> Any:
@@ -303,15 +303,17 @@ class Session:
         assert self.decoder is not None and self.scheduler is not None
         device = self.accelerator.device
         dtype = resolve_dtype(self.config.decode_dtype, device)
+        between_turns = torch.device("cpu") if self.config.offload else device
         with preserved_rng():
-            self.discriminator.to(device).backbone.to(dtype)
+            self.discriminator.to(device).backbone.to(between_turns, dtype)
             self.turn = AdversarialTurn(
                 self.config,
                 scheduler=self.scheduler,
-                decode=self.decoder.to(device, dtype),
+                decode=self.decoder.to(between_turns, dtype),
                 discriminator=self.discriminator,
                 timestep_range=self.trained_range,
                 latent_pixels=self.decoder.latent_format.pixels,
+                decoder=self.decoder,
             )
             self.optimizer_steps += self.states.apply(self.turn)
         return self.turn
