@@ -20,6 +20,7 @@ from adt_plugin.demo.variants import (
     ADT,
     ALL_SAMPLERS,
     BASE,
+    COST_CANDIDATES,
     DIFFUSION,
     FAST_DIFFUSION,
     FROZEN_HEADS,
@@ -84,6 +85,7 @@ def benchmark(steps: int, seconds: float, curve: tuple[float, ...]) -> tuple[Sec
             "Distance against wall time", "Every row is a run of its own, with the learning rate's decay.", tuple(over_time)
         ),
         Section("Ablations", "Each row changes one thing of ADT.", _rows((ADT, *ABLATIONS), by_steps)),
+        Section("Cost", "Less work per optimizer step, and what it costs.", _rows((BASE, *COST_CANDIDATES), by_steps)),
     )
 
 
@@ -197,7 +199,9 @@ def bench_work(options: BenchOptions) -> float:
 
 def draw_over_time(results: BenchResults) -> None:
     """`wall-time.png`: distance against wall time from the section of that name, one panel per number of sampler steps."""
-    section = next(section for section in results.options.sections if section.title == "Distance against wall time")
+    section = next((section for section in results.options.sections if section.title == "Distance against wall time"), None)
+    if section is None:
+        return
     groups = report.grouped(results.cells[section.title])
     names = dict.fromkeys(row.variant.name for row in section.rows)
     panels = {

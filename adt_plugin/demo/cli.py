@@ -63,6 +63,7 @@ def _bench_options(given: argparse.Namespace) -> BenchOptions:
         tables = hurried_sections(benchmark(steps=4, seconds=0.2, curve=(0.1, 0.2)))
     else:
         tables = benchmark(given.steps, given.seconds, CURVE_SECONDS)
+    tables = tuple(table for table in tables if given.only in (None, table.title.lower()))
     setting = QUICK_SETTING if given.quick else Setting()
     setting = replace(setting, split=given.split, threads=given.threads, noise_seed=BENCH_NOISE_SEED)
     return BenchOptions(given.out, given.cache, tables, given.seeds, setting)
@@ -92,6 +93,8 @@ def _bench_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--split", choices=("heldout", "validation"), default="heldout", help="validation to choose settings (default: heldout)"
     )
+    titles = [table.title.lower() for table in benchmark(1, 1.0, CURVE_SECONDS)]
+    parser.add_argument("--only", choices=titles, help="one table instead of all")
     _add_shared_arguments(parser)
     return parser
 

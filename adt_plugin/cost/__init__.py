@@ -1,0 +1,1 @@
+"""What a turn costs: counted from the operations of models of true size, and measured on a device."""

@@ -1,0 +1,86 @@
+"""A turn and a run as sums of their parts, in whatever unit the parts are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from adt_plugin.config import ADTConfig
+from adt_plugin.turn import start_range
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What each part costs alone: floating-point operations, or seconds.
+
+    Attributes:
+        forward: a denoiser call without gradient.
+        step: forward and backward, as of the host's own step and of a replayed one.
+        decode_real: without gradient.
+        decode_generated: with its backward.
+        judge: three backbone passes, the gradient at the images, the heads' step.
+    """
+
+    forward: float
+    step: float
+    decode_real: float
+    decode_generated: float
+    judge: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """A line of the sum.
+
+    Attributes:
+        name: of the part.
+        times: how often, on average.
+        total: what that costs.
+    """
+
+    name: str
+    times: float
+    total: float
+
+
+def turn_shares(parts: Parts, config: ADTConfig, start: int) -> Iterator[Share]:
+    """The parts of a turn that unrolls `start` steps."""
+    calls = 2 if config.cfg_scale > 1 else 1
+    masked = calls * (start if config.grad_mask == "all" else min(config.grad_steps, start))
+    yield Share("unroll: denoiser forwards", calls * start, calls * start * parts.forward)
+    if config.memory == "fast":
+        yield Share("backward through kept graphs", masked, masked * (parts.step - parts.forward))
+    else:
+        yield Share("replay: denoiser forwards and backwards", masked, masked * parts.step)
+    yield Share("decode of the generated image, and its backward", 1, parts.decode_generated)
+    yield Share("decode of the real image", 1, parts.decode_real)
+    yield Share("backbone and heads", 1, parts.judge)
+
+
+def mean_turn(parts: Parts, config: ADTConfig) -> list[Share]:
+    """The parts of a turn, on average over the starts that the options allow."""
+    low, high = start_range(config)
+    turns = [list(turn_shares(parts, config, start)) for start in range(low, high + 1)]
+    return [
+        Share(lines[0].name, sum(s.times for s in lines) / len(turns), sum(s.total for s in lines) / len(turns))
+        for lines in zip(*turns, strict=True)
+    ]
+
+
+def total(shares: list[Share]) -> float:
+    """Their sum."""
+    return sum(share.total for share in shares)
+
+
+def warmup_turn(parts: Parts, config: ADTConfig) -> float:
+    """A turn of the warm-up, which trains the discriminator alone; its judgement is counted as a whole one."""
+    low, high = start_range(config)
+    calls = 2 if config.cfg_scale > 1 else 1
+    return calls * (low + high) / 2 * parts.forward + 2 * parts.decode_real + parts.judge
+
+
+def run_ratio(parts: Parts, config: ADTConfig, steps: int) -> float:
+    """Cost of a run of so many optimizer steps over that of one without `--adt`; no other work is counted in either."""
+    warmup = min(config.warmup, steps)
+    turns = warmup * warmup_turn(parts, config) + (steps - warmup) / config.every * total(mean_turn(parts, config))
+    return 1 + turns / (steps * parts.step)

@@ -1,0 +1,54 @@
+"""Bytes of the tensors that are alive, real or fake."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts every tensor's storage once, from the operation that makes it until nothing holds it.
+
+    What an allocator rounds up, and scratch space inside an operation, are not seen.
+
+    Args:
+        resident: tensors that are there already.
+
+    Attributes:
+        now: bytes alive.
+        peak: the most since the last `restart`.
+    """
+
+    def __init__(self, resident: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.storages: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.now = self.peak = 0
+        for tensor in resident:
+            self._note(tensor)
+
+    def restart(self) -> int:
+        """Begin a new peak; returns the bytes alive."""
+        self.peak = self.now
+        return self.now
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._note, result)
+        return result
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self.storages:
+            return
+        self.storages.add(storage)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, storage.nbytes())
+
+    def _forget(self, nbytes: int) -> None:
+        self.now -= nbytes

@@ -1,0 +1,177 @@
+"""Models of true size with random weights: what a step costs does not depend on their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adt_plugin.discriminator.backbone import FrozenBackbone, TokenGrids
+from adt_plugin.sampling import Denoiser, build_flow_scheduler, build_scheduler
+
+VAE_CHANNELS = (128, 256, 512, 512)
+BACKBONES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+"""DINOv2 by its name's last part: width, depth, heads."""
+BACKBONE_PIXELS = 224
+
+
+@dataclass(frozen=True)
+class TrueSize:
+    """A model family at its published size.
+
+    Attributes:
+        title: as tables show it.
+        resolution: side in pixels of the images that it is usually trained on.
+        build: its denoiser.
+        bind: (denoiser, batch size) -> the denoiser with random conditioning bound.
+        latent_channels: of its VAE.
+        flow: flow matching, not noise prediction.
+    """
+
+    title: str
+    resolution: int
+    build: Callable[[], nn.Module]
+    bind: Callable[[nn.Module, int], Denoiser]
+    latent_channels: int = 4
+    flow: bool = False
+
+    def scheduler(self) -> Any:
+        """Of the unroll."""
+        if self.flow:
+            return build_flow_scheduler(3.0, "linspace")
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+        return build_scheduler("ddim", torch.cumprod(1 - betas, 0), "epsilon")
+
+    def vae(self) -> nn.Module:
+        """The autoencoder, whose decoder is what counts."""
+        from diffusers import AutoencoderKL
+
+        return AutoencoderKL(
+            block_out_channels=VAE_CHANNELS,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=self.latent_channels,
+        )
+
+
+def _sd15() -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+
+
+def _sdxl() -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+
+
+def _sd3() -> nn.Module:
+    from diffusers import SD3Transformer2DModel
+
+    return SD3Transformer2DModel(
+        sample_size=128,
+        in_channels=16,
+        out_channels=16,
+        num_layers=24,
+        num_attention_heads=24,
+        attention_head_dim=64,
+        joint_attention_dim=4096,
+        caption_projection_dim=1536,
+        pooled_projection_dim=2048,
+        pos_embed_max_size=192,
+    )
+
+
+def _normal(network: nn.Module, *shape: int) -> Tensor:
+    weight = next(p for p in network.parameters() if p.is_floating_point())
+    return torch.randn(*shape, device=weight.device, dtype=weight.dtype)
+
+
+def _bind_unet(network: nn.Module, batch: int) -> Denoiser:
+    prompt = _normal(network, batch, 77, 768)
+    return lambda x, t: network(x, t.to(x.device), prompt).sample
+
+
+def _bind_sdxl(network: nn.Module, batch: int) -> Denoiser:
+    prompt = _normal(network, batch, 77, 2048)
+    added = {"text_embeds": _normal(network, batch, 1280), "time_ids": _normal(network, batch, 6)}
+    return lambda x, t: network(x, t.to(x.device), prompt, added_cond_kwargs=added).sample
+
+
+def _bind_sd3(network: nn.Module, batch: int) -> Denoiser:
+    prompt, pooled = _normal(network, batch, 77 + 256, 4096), _normal(network, batch, 2048)  # CLIP's tokens and T5's
+    return lambda x, t: network(x, prompt, pooled, t.to(x.device)).sample
+
+
+MODELS = {
+    "sd15": TrueSize("Stable Diffusion 1.5", 512, _sd15, _bind_unet),
+    "sdxl": TrueSize("SDXL", 1024, _sdxl, _bind_sdxl),
+    "sd3": TrueSize("SD3-medium", 1024, _sd3, _bind_sd3, latent_channels=16, flow=True),
+}
+
+
+def dinov2(name: str) -> FrozenBackbone:
+    """A random DINOv2 read at four blocks, as the plugin loads it.
+
+    Raises:
+        KeyError: another size than those of `BACKBONES`.
+    """
+    from transformers import Dinov2Config, Dinov2Model
+    from transformers.modeling_utils import no_init_weights
+
+    width, depth, heads = BACKBONES[name]
+    sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
+    with no_init_weights():  # its truncated normals look at their own values, which a counted model does not have
+        model = Dinov2Model(Dinov2Config(**sizes, patch_size=14, image_size=BACKBONE_PIXELS))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    blocks = [depth * part // 4 for part in (1, 2, 3, 4)]
+    network = TokenGrids(model, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), blocks)
+    return FrozenBackbone(network, [width] * len(blocks), 14, BACKBONE_PIXELS)
+
+
+class LowRank(nn.Module):
+    """LoRA on the linear layers of a frozen network's transformer blocks, by hooks on their outputs (arXiv 2106.09685).
+
+    Args:
+        network: frozen here.
+        rank: of every update; 0 makes none.
+    """
+
+    def __init__(self, network: nn.Module, rank: int) -> None:
+        super().__init__()
+        network.requires_grad_(False)
+        self.pairs = nn.ModuleList()
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.Linear) and "transformer_blocks" in name:
+                pair = nn.Sequential(
+                    nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)
+                )
+                nn.init.zeros_(pair[1].weight)
+                self.pairs.append(pair)
+                layer.register_forward_hook(_adding(pair))
+
+
+def _adding(pair: nn.Module) -> Callable[..., Tensor]:
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        down, up = (weight.to(output.dtype) for weight in pair.parameters())
+        return output + nn.functional.linear(nn.functional.linear(inputs[0], down), up)
+
+    return add

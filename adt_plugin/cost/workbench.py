@@ -1,0 +1,261 @@
+"""Everything that a run holds, at true size, and the parts that its steps are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adt_plugin.config import OWN_DECODER, ADTConfig, ConfigError
+from adt_plugin.cost.models import BACKBONES, MODELS, LowRank, TrueSize, dinov2
+from adt_plugin.crop import Window
+from adt_plugin.discriminator import Discriminator
+from adt_plugin.discriminator.losses import discriminator_hinge, generator_loss
+from adt_plugin.host.decoding import LatentDecoder, LatentFormat, TinyDecoder
+from adt_plugin.sampling import Denoiser
+from adt_plugin.turn import AdversarialTurn
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LATENT_PIXELS = 8
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run without `--adt`.
+
+    Attributes:
+        model: of `MODELS`.
+        resolution: side of the square images in pixels, a multiple of 64; 0 is the model's own.
+        batch: images per step.
+        rank: of the LoRA; 0 trains all weights.
+        checkpointing: of the denoiser's gradient.
+        dtype: of the denoiser's weights and activations, and of decoder and backbone; the LoRA's weights are fp32.
+    """
+
+    model: str = "sd15"
+    resolution: int = 0
+    batch: int = 1
+    rank: int = 16
+    checkpointing: bool = True
+    dtype: str = "bf16"
+
+    def __post_init__(self) -> None:
+        if self.resolution % 64:
+            raise ConfigError(f"--resolution must be a multiple of 64; got {self.resolution}.")
+
+    @property
+    def size(self) -> TrueSize:
+        """The model."""
+        return MODELS[self.model]
+
+    @property
+    def side(self) -> int:
+        """Of the latents."""
+        return (self.resolution or self.size.resolution) // LATENT_PIXELS
+
+    def __str__(self) -> str:
+        pixels, trained = self.side * LATENT_PIXELS, f"LoRA of rank {self.rank}" if self.rank else "all weights"
+        checkpointing = "gradient checkpointing" if self.checkpointing else "no gradient checkpointing"
+        return f"{self.size.title}, {pixels}x{pixels}, batch {self.batch}, {trained}, {checkpointing}, {self.dtype}"
+
+
+class Workbench:
+    """A run's networks and one batch.
+
+    Args:
+        workload: the run without the plugin.
+        config: the plugin's options; a decoder other than the VAE's stands for one of TAESD's size, and the backbone is
+            the DINOv2 whose size (`small`, `base`, `large`) its name ends in, else base.
+        device: where everything lies.
+    """
+
+    def __init__(self, workload: Workload, config: ADTConfig, device: torch.device) -> None:
+        self.workload, self.config, self.device = workload, config, device
+        size, dtype = workload.size, DTYPES[workload.dtype]
+        with built_as(dtype, device):
+            self.network = size.build()
+            self.decoder = decoder_of(size, config)
+            backbone = dinov2(next((name for name in BACKBONES if config.backbone.endswith(name)), "base"))
+            if workload.checkpointing:
+                self.network.enable_gradient_checkpointing()  # type: ignore[operator]
+            self.network.train()
+            self.bound = size.bind(self.network, workload.batch)
+        with built_as(torch.float32, device):
+            self.adapter = LowRank(self.network, workload.rank) if workload.rank else None
+            self.discriminator = Discriminator(
+                backbone,
+                kind=config.disc_type,
+                width=config.disc_width,
+                augment=config.augmentations,
+                noise=config.noise,
+                image_size=config.image_size or backbone.image_size,
+            )
+            self.clean = torch.randn(workload.batch, size.latent_channels, workload.side, workload.side, device=device)
+            self.timesteps = torch.full((workload.batch,), 500, device=device)
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5)
+        side = min(config.decode_crop // LATENT_PIXELS or workload.side, workload.side)
+        self.window = Window(0, 0, side, side)
+
+    @cached_property
+    def turn(self) -> AdversarialTurn:
+        """The run's turns."""
+        return AdversarialTurn(
+            self.config, scheduler=self.workload.size.scheduler(), decode=self.decoder, discriminator=self.discriminator
+        )
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What the host's optimizer trains."""
+        module = self.network if self.adapter is None else self.adapter
+        return list(module.parameters())
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """As the host calls it; latents of any precision."""
+        dtype = DTYPES[self.workload.dtype]
+        return lambda x, t: self.bound(x.to(dtype), t)
+
+    def visual_tensors(self) -> list[Tensor]:
+        """Weights of what only the turn's middle needs: decoder and backbone."""
+        return [*tensors_of(self.decoder), *self.backbone_tensors()]
+
+    def backbone_tensors(self) -> list[Tensor]:
+        """Of the frozen backbone."""
+        return tensors_of(self.discriminator.backbone._network)
+
+    def head_tensors(self) -> list[Tensor]:
+        """Of the discriminator's heads."""
+        return tensors_of(self.discriminator)
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that stays between steps, the host's optimizer included."""
+        moments = [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        adapter = tensors_of(self.adapter) if self.adapter is not None else []
+        return [*tensors_of(self.network), *adapter, *moments, *self.visual_tensors(), *self.head_tensors(), self.clean]
+
+    # The parts of a step, each alone
+
+    def forward(self) -> None:
+        """A denoiser call of the unroll, without gradient."""
+        with torch.no_grad():
+            self.denoiser(self.clean, self.timesteps)
+
+    def forward_with_graph(self) -> Tensor:
+        """A denoiser call whose graph is kept."""
+        return self.denoiser(self.clean, self.timesteps)
+
+    def step(self) -> None:
+        """The diffusion loss's forward and backward; a replayed step costs the same."""
+        F.mse_loss(self.forward_with_graph().float(), self.clean).backward()
+
+    def decode_real(self) -> None:
+        """The decode of the real images."""
+        with torch.no_grad():
+            self.decoder(self.window.of(self.clean))
+
+    def decode_generated(self) -> Tensor:
+        """The decode of the generated images, and its backward; returns the gradient."""
+        latents = self.clean.clone().requires_grad_()
+        return torch.autograd.grad(self.decoder(self.window.of(latents)).sum(), latents)[0]
+
+    def judge(self) -> None:
+        """Three backbone passes, the generator's gradient at its images, and the heads' own step."""
+        side = self.window.of(self.clean).shape[-1] * self.decoder.latent_format.pixels
+        images = torch.zeros(self.workload.batch, 3, side, side, device=self.device).requires_grad_()
+        self._judge(images, images.detach(), images)
+
+    def supervise(self) -> None:
+        """Decodes and judgement together, as a turn holds them in memory at one time."""
+        latents = self.clean.clone().requires_grad_()
+        generated = self.decoder(self.window.of(latents))
+        with torch.no_grad():
+            real = self.decoder(self.window.of(self.clean))
+        self._judge(generated, real, latents)
+
+    def _judge(self, generated: Tensor, real: Tensor, leaf: Tensor) -> None:
+        observed = self.discriminator.observe(generated, real)
+        torch.autograd.grad(generator_loss(self.discriminator.score_gen(observed)), leaf)
+        discriminator_hinge(*self.discriminator.scores(observed.detached())).backward()
+        for parameter in self.discriminator.parameters():
+            parameter.grad = None
+
+    # Whole steps
+
+    def plain_step(self) -> None:
+        """A step of the host without `--adt`."""
+        self.step()
+        self.finish()
+
+    def finish(self) -> None:
+        """Clip, step, and free the gradient, as the host does."""
+        nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def adt_step(self) -> None:
+        """A step of the host with a turn."""
+        prediction = self.forward_with_graph().float()
+        self.turn.watch(prediction)
+        F.mse_loss(prediction, self.clean).backward()
+        del prediction
+        self.adversarial_turn()
+        self.finish()
+
+    def adversarial_turn(self) -> None:
+        """A turn alone; the gradient stays in the parameters."""
+        self.turn(self.denoiser, self.clean)
+
+    def naive_step(self, start: int, grad_steps: int) -> None:
+        """The unroll as one graph: the last `grad_steps` of `start` steps keep theirs, inputs included (AlignProp's way)."""
+        self.step()
+        scheduler = self.turn.scheduler
+        scheduler.set_timesteps(self.config.steps)
+        latents = self.clean
+        for position, timestep in enumerate(scheduler.timesteps[-start:]):
+            with torch.set_grad_enabled(position >= start - grad_steps):
+                output = self.denoiser(latents, timestep.expand(len(latents))).float()
+                latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+        generated = self.decoder(self.window.of(latents))
+        with torch.no_grad():
+            real = self.decoder(self.window.of(self.clean))
+        observed = self.discriminator.observe(generated, real)
+        generator_loss(self.discriminator.score_gen(observed)).backward()
+        discriminator_hinge(*self.discriminator.scores(observed.detached())).backward()
+        self.finish()
+
+
+def decoder_of(size: TrueSize, config: ADTConfig) -> LatentDecoder | TinyDecoder:
+    """The VAE's own decoder, or one of TAESD's size."""
+    if config.decoder == OWN_DECODER:
+        vae = size.vae()
+        return LatentDecoder(vae.decoder, getattr(vae, "post_quant_conv", None), LatentFormat(0.18215))
+    from diffusers import AutoencoderTiny
+
+    return TinyDecoder(AutoencoderTiny(latent_channels=size.latent_channels))
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers."""
+    return [*module.parameters(), *module.buffers()]
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    """Their size."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@contextmanager
+def built_as(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """What is built inside has this precision and lies on this device."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            yield
+    finally:
+        torch.set_default_dtype(before)
