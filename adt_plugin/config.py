@@ -104,10 +104,14 @@ class ADTConfig:
         1.0, "highest start of the unroll, as a fraction of the grid", "展開開始位置の上限", low=0.0, high=1.0
     )
     every: int = option(
-        1, "an adversarial turn every N optimizer steps", "Nステップごとに敵対的ターンを実行", low=1, high=1_000_000
+        1,
+        "an adversarial turn every N optimizer steps, once the warm-up is over",
+        "Nステップごとに敵対的ターンを実行（ウォームアップ後）",
+        low=1,
+        high=1_000_000,
     )
     warmup: int = option(
-        100, "first turns that train the discriminator only", "識別器のみを学習する最初のターン数", low=0, high=1_000_000
+        100, "first turns, one in every batch, that train the discriminator only", "識別器のみを学習する最初のターン数（毎バッチ）", low=0, high=1_000_000
     )
     backbone: str = option(
         "facebook/dinov2-base",

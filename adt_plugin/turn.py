@@ -158,8 +158,8 @@ class AdversarialTurn:
         self.turns = 0
 
     def due(self, step: int) -> bool:
-        """Whether the optimizer step of this number (from 0) is one that has a turn (`--adt_every`)."""
-        return step % self.config.every == 0
+        """Whether the optimizer step of this number (from 0) has a turn: every one in the warm-up, then one in `--adt_every`."""
+        return self.warming_up or step % self.config.every == 0
 
     @property
     def warming_up(self) -> bool:

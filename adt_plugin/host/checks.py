@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,10 +175,10 @@ def check_warmup(args: argparse.Namespace, config: ADTConfig) -> None:
     Raises:
         ConfigError: none.
     """
-    turns = args.max_train_steps * args.gradient_accumulation_steps // config.every
-    if config.weight > 0 and turns <= config.warmup:
-        run = f"this run (--max_train_steps {args.max_train_steps}, --adt_every {config.every})"
+    warmup_steps = config.warmup // args.gradient_accumulation_steps
+    first = math.ceil(warmup_steps / config.every) * config.every
+    if config.weight > 0 and first >= args.max_train_steps:
         raise ConfigError(
-            f"--adt_warmup {config.warmup} leaves nothing of the {turns} turns of {run}: "
-            "lower it to about a tenth of the turns, or train longer."
+            f"--adt_warmup {config.warmup} and --adt_every {config.every} leave no turn of this run (--max_train_steps "
+            f"{args.max_train_steps}) to the adversarial gradient: lower --adt_warmup to about a tenth of it, or train longer."
         )

@@ -140,8 +140,10 @@ def test_only_timesteps_in_the_trained_range_carry_gradient() -> None:
     assert torch.equal(turn.balance.adversarial.value, usual)  # a turn without a gradient is not remembered as a small one
 
 
-def test_a_turn_every_n_steps() -> None:
-    turn = toy_turn(every=3)
+def test_a_turn_every_n_steps_and_in_every_step_of_the_warmup() -> None:
+    turn = toy_turn(every=3, warmup=2)
+    assert all(turn.due(step) for step in range(7))
+    turn.turns = 2
     assert [step for step in range(7) if turn.due(step)] == [0, 3, 6]
 
 

@@ -119,14 +119,19 @@ def test_a_grid_that_cannot_be_walked(monkeypatch: pytest.MonkeyPatch, options: 
 
 
 def test_a_warmup_that_outlasts_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    message = refused(monkeypatch, ADTConfig(warmup=100, every=2), max_train_steps=200)
-    assert message.startswith("--adt_warmup 100 leaves nothing of the 100 turns")
+    message = refused(monkeypatch, ADTConfig(warmup=100, every=2), max_train_steps=100)
+    assert message.startswith("--adt_warmup 100 and --adt_every 2 leave no turn of this run (--max_train_steps 100)")
 
 
-@pytest.mark.parametrize("changes", [{"max_train_epochs": 3}, {"gradient_accumulation_steps": 2}])
+def test_a_first_turn_after_the_end_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refused(monkeypatch, ADTConfig(warmup=100, every=150), max_train_steps=150)
+    assert message.startswith("--adt_warmup 100 and --adt_every 150 leave no turn")
+
+
+@pytest.mark.parametrize("changes", [{"max_train_epochs": 3}, {"gradient_accumulation_steps": 2}, {"max_train_steps": 101}])
 def test_a_warmup_within_the_run_passes(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]) -> None:
     monkeypatch.setattr("sys.argv", ["train_network.py"])
-    checks.check_host_options(host_args(max_train_steps=100, **changes), ADTConfig(warmup=100))
+    checks.check_host_options(host_args(**{"max_train_steps": 100} | changes), ADTConfig(warmup=100, every=1))
 
 
 def test_the_range_of_a_flow_model_is_checked_on_its_own_shifted_grid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,7 @@ def test_a_warmup_that_outlasts_the_counted_steps_ends_the_run(tmp_path: Path, t
     host.args.max_train_steps = 30
     for stage in (host.load, host.prepare, host.noise):
         stage()
-    with pytest.raises(SystemExit, match="--adt_warmup 50 leaves nothing of the 30 turns"):
+    with pytest.raises(SystemExit, match="--adt_warmup 50 and --adt_every 1 leave no turn of this run"):
         host.accelerator.backward(host.forward())
 
 
