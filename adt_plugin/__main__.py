@@ -8,6 +8,7 @@ from pathlib import Path
 
 USAGE = """usage: python -m adt_plugin demo                      the built-in miniature (no host, no weights, no network)
        python -m adt_plugin bench                     its benchmark
+       python -m adt_plugin cost                      what a run costs in time and memory, counted or measured
        python -m adt_plugin doctor FOLDER             whether a work tree of sd-scripts can be served
        accelerate launch -m adt_plugin SCRIPT.py ...  a training script of sd-scripts, with the plugin hooked in"""
 
@@ -36,6 +37,10 @@ def main(arguments: list[str]) -> None:
         from adt_plugin.demo.cli import bench_main
 
         bench_main(arguments[1:])
+    elif arguments[0] == "cost":
+        from adt_plugin.cost.cli import cost_main
+
+        cost_main(arguments[1:])
     elif arguments[0] == "doctor":
         from adt_plugin.host.doctor import main as doctor_main
 

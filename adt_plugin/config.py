@@ -67,7 +67,7 @@ class ADTConfig:
         high=1000.0,
     )
     steps: int = option(
-        10, "steps of the inference grid that the unroll walks (m)", "推論グリッドのステップ数", low=1, high=1000
+        5, "steps of the inference grid that the unroll walks (m)", "推論グリッドのステップ数", low=1, high=1000
     )
     grad_steps: int = option(2, "unrolled steps that carry gradient per turn (K)", "勾配を流すステップ数", low=1, high=1000)
     grad_mask: str = option(
@@ -104,14 +104,18 @@ class ADTConfig:
         1.0, "highest start of the unroll, as a fraction of the grid", "展開開始位置の上限", low=0.0, high=1.0
     )
     every: int = option(
-        1,
+        2,
         "an adversarial turn every N optimizer steps, once the warm-up is over",
         "Nステップごとに敵対的ターンを実行（ウォームアップ後）",
         low=1,
         high=1_000_000,
     )
     warmup: int = option(
-        100, "first turns, one in every batch, that train the discriminator only", "識別器のみを学習する最初のターン数（毎バッチ）", low=0, high=1_000_000
+        100,
+        "first turns, one in every batch, that train the discriminator only",
+        "識別器のみを学習する最初のターン数（毎バッチ）",
+        low=0,
+        high=1_000_000,
     )
     backbone: str = option(
         "facebook/dinov2-base",
@@ -166,7 +170,7 @@ class ADTConfig:
         "潜在変数のデコーダ（vae: 学習モデルのVAE、フォルダ: TAESDなどの軽量版）",
     )
     decode_crop: int = option(
-        0,
+        256,
         "decode a random square of this many pixels instead of the whole image, a multiple of 8; 0 decodes the whole image",
         "画像全体の代わりにデコードするランダムな正方形の一辺（8の倍数、0は画像全体）",
         low=0,

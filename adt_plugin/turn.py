@@ -158,7 +158,7 @@ class AdversarialTurn:
         self.turns = 0
 
     def due(self, step: int) -> bool:
-        """Whether the optimizer step of this number (from 0) has a turn: every one in the warm-up, then one in `--adt_every`."""
+        """Whether the optimizer step of this number (from 0) has a turn: all in the warm-up, then one in `--adt_every`."""
         return self.warming_up or step % self.config.every == 0
 
     @property
@@ -201,7 +201,8 @@ class AdversarialTurn:
                 joined = denoiser if self.memory.keeps_graphs(clean) else None
                 record = self.config.weight > 0 and not self.warming_up
                 path, masked = self._unroll(unroll_denoiser or denoiser, clean, record, joined)
-            adversarial, applied, gradients = bool(masked), None, {}
+            adversarial, applied = bool(masked), None
+            gradients: dict[int, Tensor] = {}
             with self.offload.resident(latents.device):
                 with clock.stage("decode"):
                     gen, real = self._images(path.latents, clean, real, adversarial)
@@ -241,14 +242,17 @@ class AdversarialTurn:
         return [position for position, timestep in enumerate(walked) if low <= timestep < high]
 
     def _images(self, generated: Tensor, clean: Tensor, real: Tensor | None, adversarial: bool) -> tuple[Tensor, Tensor]:
-        """Generated and real images `(B, 3, H, W)`, both of the same window; the generated ones with their graph if asked."""
+        """Generated and real images `(B, 3, H, W)`, both of the same window; the generated ones with their graph if asked.
+
+        The real ones come first, so that no graph lies in memory while they are decoded.
+        """
         crop = self.config.decode_crop
         side = max(1, crop // self.latent_pixels) if crop else 0
         window = draw_window(clean.shape[-2], clean.shape[-1], side, self.noise_generator)
-        with torch.set_grad_enabled(adversarial):
-            gen = self.decode(window.of(generated))
         with torch.no_grad():
-            return gen, self.decode(window.of(clean)) if real is None else window.of(real, self.latent_pixels)
+            real = self.decode(window.of(clean)) if real is None else window.of(real, self.latent_pixels)
+        with torch.set_grad_enabled(adversarial):
+            return self.decode(window.of(generated)), real
 
     def _generator_loss(self, observed: Observation, adversarial: bool) -> tuple[Tensor, Tensor]:
         with torch.set_grad_enabled(adversarial):

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import flop_counter
 
 from adt_plugin.config import ADTConfig
-from adt_plugin.cost.formula import Parts
+from adt_plugin.cost.formula import Parts, calls_per_step
 from adt_plugin.cost.live import LiveBytes
 from adt_plugin.cost.workbench import Workbench, Workload, nbytes
 
@@ -20,22 +20,36 @@ from adt_plugin.cost.workbench import Workbench, Workload, nbytes
 class Peaks:
     """Bytes at their highest within a step: weights, gradients, AdamW's moments in the weights' precision, activations.
 
-    Not counted: text encoders, the VAE's encoder, what the driver, the allocator's rounding and kernels' scratch space take.
+    Not counted: text encoders, the VAE's encoder, what the driver, the allocator's rounding, the optimizer's and kernels'
+    scratch space take.
 
     Attributes:
         plain: of a step without `--adt`.
-        adt: of a step with a turn.
+        turn: of a step with a turn, at any K and m.
         backbone: of the frozen backbone's weights.
+        graph: what one more masked step takes where its graph is kept (`--adt_memory fast`, or a whole unroll in one graph).
     """
 
     plain: int
-    adt: int
+    turn: int
     backbone: int
+    graph: int
 
-    @property
-    def ratio(self) -> float:
-        """The plugin's peak over that of a plain step beside the backbone."""
-        return self.adt / (self.plain + self.backbone)
+    def keeping(self, graphs: int) -> int:
+        """Of a step with a turn that keeps so many graphs."""
+        return self.turn + graphs * self.graph
+
+    def ratio(self, graphs: int = 0) -> float:
+        """That peak over the one of a plain step beside the backbone."""
+        return self.keeping(graphs) / (self.plain + self.backbone)
+
+
+def kept_graphs(config: ADTConfig) -> int:
+    """How many graphs through the denoiser a run with these options holds at once, beside the one at work."""
+    if config.memory != "fast":
+        return 0
+    masked = config.steps if config.grad_mask == "all" else min(config.grad_steps, config.steps)
+    return masked * calls_per_step(config)
 
 
 def counted_parts(workload: Workload, config: ADTConfig) -> Parts:
@@ -46,44 +60,31 @@ def counted_parts(workload: Workload, config: ADTConfig) -> Parts:
 
 
 def counted_peaks(workload: Workload, config: ADTConfig) -> Peaks:
-    """Peak bytes of a step without a turn and with one, whatever the number of unrolled steps."""
+    """Peak bytes of a step without a turn and with one."""
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
         bench = fake_bench(workload, config)
-        moments = 2 * nbytes(bench.trained)
-        visual = nbytes(bench.visual_tensors())
-        ours = visual + nbytes(bench.head_tensors())  # the heads' own moments are as many bytes again, twice
         resident = live.now
-
-        def peak_of(part: Callable[[], object]) -> int:
-            """Above what is resident; the gradient that stays from the step before is part of it."""
-            live.restart()
-            part()
-            return live.peak - resident
-
-        plain = peak_of(bench.step)
-        replay = peak_of(bench.step)
-        supervision = peak_of(bench.supervise)
-        if config.memory == "fast":
-            before = live.now
-            graph = bench.forward_with_graph()
-            kept = (live.now - before) * min(config.grad_steps, config.steps) * (2 if config.cfg_scale > 1 else 1)
-            del graph
-            replay, supervision = replay + kept, supervision + kept
-        outside = visual if config.offload else 0
-        resident += moments + 2 * nbytes(bench.head_tensors())
-        plain_resident = resident - ours - 2 * nbytes(bench.head_tensors())
-        return Peaks(
-            plain=plain_resident + plain,
-            adt=resident + max(plain - outside, replay - outside, supervision),
-            backbone=nbytes(bench.backbone_tensors()),
-        )
+        plain, replay, supervision = (live.peak_of(part) - resident for part in (bench.step, bench.step, bench.supervise))
+        before = live.now
+        kept = bench.forward_with_graph()
+        graph = live.now - before
+        del kept
+        moments, heads = 2 * nbytes(bench.trained), 3 * nbytes(bench.head_tensors())  # AdamW's of the heads included
+        visual, backbone = nbytes(bench.visual_tensors()), nbytes(bench.backbone_tensors())
+        host = resident - bench.own_bytes() + moments
+    away = visual if config.offload else 0  # during the host's step and the replays
+    return Peaks(
+        plain=host + plain,
+        turn=host + heads + visual + max(replay - away, supervision),
+        backbone=backbone,
+        graph=graph,
+    )
 
 
 def fake_bench(workload: Workload, config: ADTConfig) -> Workbench:
-    """A workbench inside a fake tensor mode, whose heads have collected their statistics: no value is ever asked for."""
+    """A workbench inside a fake tensor mode, settled: no value is ever asked for."""
     bench = Workbench(workload, config, torch.device("cpu"))
-    for head in bench.discriminator.score.heads:
-        head.standardize.seen = head.standardize.updates  # type: ignore[union-attr]
+    bench.settle()
     return bench
 
 

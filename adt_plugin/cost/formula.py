@@ -43,9 +43,14 @@ class Share:
     total: float
 
 
+def calls_per_step(config: ADTConfig) -> int:
+    """Denoiser calls in one step of the unroll: guidance needs two."""
+    return 2 if config.cfg_scale > 1 else 1
+
+
 def turn_shares(parts: Parts, config: ADTConfig, start: int) -> Iterator[Share]:
     """The parts of a turn that unrolls `start` steps."""
-    calls = 2 if config.cfg_scale > 1 else 1
+    calls = calls_per_step(config)
     masked = calls * (start if config.grad_mask == "all" else min(config.grad_steps, start))
     yield Share("unroll: denoiser forwards", calls * start, calls * start * parts.forward)
     if config.memory == "fast":
@@ -75,8 +80,7 @@ def total(shares: list[Share]) -> float:
 def warmup_turn(parts: Parts, config: ADTConfig) -> float:
     """A turn of the warm-up, which trains the discriminator alone; its judgement is counted as a whole one."""
     low, high = start_range(config)
-    calls = 2 if config.cfg_scale > 1 else 1
-    return calls * (low + high) / 2 * parts.forward + 2 * parts.decode_real + parts.judge
+    return calls_per_step(config) * (low + high) / 2 * parts.forward + 2 * parts.decode_real + parts.judge
 
 
 def run_ratio(parts: Parts, config: ADTConfig, steps: int) -> float:

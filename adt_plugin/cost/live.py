@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +21,7 @@ class LiveBytes(TorchDispatchMode):
 
     Attributes:
         now: bytes alive.
-        peak: the most since the last `restart`.
+        peak: the most since the beginning, or since that of the last `peak_of`.
     """
 
     def __init__(self, resident: Iterable[Tensor] = ()) -> None:
@@ -31,10 +31,11 @@ class LiveBytes(TorchDispatchMode):
         for tensor in resident:
             self._note(tensor)
 
-    def restart(self) -> int:
-        """Begin a new peak; returns the bytes alive."""
+    def peak_of(self, part: Callable[[], object]) -> int:
+        """The most bytes alive during a call."""
         self.peak = self.now
-        return self.now
+        part()
+        return self.peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -3,50 +3,65 @@
 from __future__ import annotations
 
 import gc
+import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from adt_plugin.config import ADTConfig
-from adt_plugin.cost.formula import Parts, total, turn_shares
+from adt_plugin.cost.formula import Parts
 from adt_plugin.cost.live import LiveBytes
 from adt_plugin.cost.workbench import Workbench, Workload, nbytes
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One way to take a step.
+class Base:
+    """What a workload costs without turns, and the parts that turns are made of.
 
     Attributes:
-        seconds: of the step, the least of the repeats. On a CPU: processor seconds of one thread.
-        turn: of the turn alone; 0 for a step without one.
-        parts: the sum of the turn's parts, each measured alone; 0 for a step without a turn and for the naive way.
-        peak: bytes of tensors at the step's highest; on CUDA as the allocator counts them.
-        backbone: bytes of the frozen backbone's weights, part of every peak but the plain step's.
+        seconds: of the host's step, its optimizer's included.
+        peak: bytes of tensors at that step's highest, nothing of the plugin's included.
+        backbone: bytes of the frozen backbone's weights.
+        parts: seconds of each part alone.
     """
 
     seconds: float
-    turn: float
-    parts: float
     peak: int
     backbone: int
+    parts: Parts
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one way to supervise the sampler adds to the host's step.
+
+    Attributes:
+        seconds: that it adds.
+        peak: bytes of tensors at the highest of the whole step.
+    """
+
+    seconds: float
+    peak: int
 
 
 class Stopwatch:
-    """Measures calls on a device.
+    """Measures calls on a device: on CUDA wall time, elsewhere the process's own time on one thread.
 
     Args:
-        repeats: of every timed call, after one that does not count.
+        repeats: of every timed call.
     """
 
     def __init__(self, device: torch.device, repeats: int) -> None:
         self.device, self.repeats = device, repeats
 
-    def seconds(self, call: Callable[[], object]) -> float:
-        """The least of the repeats: what disturbs a measurement makes it longer."""
-        call()
+    def seconds(self, call: Callable[[], object], warm: bool = False) -> float:
+        """The least of the repeats: what disturbs a measurement makes it longer. A call that is not `warm` runs once before."""
+        if not warm:
+            call()
         return min(self._once(call) for _ in range(self.repeats))
 
     def _once(self, call: Callable[[], object]) -> float:
@@ -55,15 +70,34 @@ class Stopwatch:
         return self.now() - began
 
     def now(self) -> float:
-        """On CUDA wall time after all queued work; elsewhere the process's own time, which other processes do not lengthen."""
+        """On CUDA after all queued work; elsewhere the time of this process, which other processes do not lengthen."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             return time.perf_counter()
         return time.process_time()
 
 
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """PyTorch on one thread inside where the CPU is what is measured; on CUDA nothing changes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if device.type == "cuda" else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def prepared(workload: Workload, config: ADTConfig, device: torch.device) -> Workbench:
+    """A workbench in the middle of a run: AdamW has its moments, the heads have collected their statistics."""
+    bench = Workbench(workload, config, device)
+    bench.plain_step()
+    bench.settle()
+    return bench
+
+
 def peak_bytes(bench: Workbench, call: Callable[[], object]) -> int:
-    """The most bytes alive during a call, everything resident included."""
+    """The most bytes alive during a call, everything resident included; on CUDA as the allocator counts them."""
     gc.collect()
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
@@ -75,47 +109,51 @@ def peak_bytes(bench: Workbench, call: Callable[[], object]) -> int:
         return live.peak
 
 
-def measured_parts(bench: Workbench, watch: Stopwatch) -> Parts:
-    """Seconds of every part alone."""
+def measure_base(bench: Workbench, watch: Stopwatch) -> Base:
+    """The host's step, and every part of a turn alone."""
+    peak = peak_bytes(bench, bench.plain_step) - bench.own_bytes()
+    seconds = watch.seconds(bench.plain_step, warm=True)
     parts = Parts(**{name: watch.seconds(getattr(bench, name)) for name in Parts.__dataclass_fields__})
     bench.optimizer.zero_grad(set_to_none=True)
-    return parts
+    return Base(seconds, peak, nbytes(bench.backbone_tensors()), parts)
 
 
-def without_visual(bench: Workbench) -> int:
-    """Bytes that a run without `--adt` would not hold."""
-    return nbytes(bench.visual_tensors()) + nbytes(bench.head_tensors())
-
-
-def measure_plain(bench: Workbench, watch: Stopwatch) -> Measured:
-    """A step of the host."""
-    seconds = watch.seconds(bench.plain_step)
-    peak = peak_bytes(bench, bench.plain_step) - without_visual(bench)
-    return Measured(seconds, 0.0, 0.0, peak, nbytes(bench.backbone_tensors()))
-
-
-def measure_turn(bench: Workbench, watch: Stopwatch, parts: Parts, start: int) -> Measured:
-    """A step with a turn that unrolls `start` steps; the workbench's options must allow no other start."""
-    seconds = watch.seconds(bench.adt_step)
-    turn = watch.seconds(bench.adversarial_turn)
+def measure_turn(bench: Workbench, watch: Stopwatch, config: ADTConfig, start: int) -> Measured:
+    """A turn with these options that unrolls `start` steps."""
+    turn = bench.turn(always_from(config, start))
+    bench.place(config)
+    peak = peak_bytes(bench, lambda: bench.adt_step(turn))
+    seconds = watch.seconds(lambda: turn(bench.denoiser, bench.clean), warm=True)
     bench.optimizer.zero_grad(set_to_none=True)
-    expected = total(list(turn_shares(parts, bench.config, start)))
-    return Measured(seconds, turn, expected, peak_bytes(bench, bench.adt_step), nbytes(bench.backbone_tensors()))
+    return Measured(seconds, peak)
 
 
-def measure_naive(bench: Workbench, watch: Stopwatch, start: int, grad_steps: int) -> Measured:
-    """A step with the whole unroll in one graph."""
-
-    def step() -> None:
-        bench.naive_step(start, grad_steps)
-
-    return Measured(watch.seconds(step), 0.0, 0.0, peak_bytes(bench, step), nbytes(bench.backbone_tensors()))
+def always_from(config: ADTConfig, start: int) -> ADTConfig:
+    """The same options, without a warm-up, and with this start alone."""
+    fraction = start / config.steps
+    return replace(config, start_min=fraction, start_max=fraction, warmup=0)
 
 
-def prepared(workload: Workload, config: ADTConfig, device: torch.device) -> Workbench:
-    """A workbench in the middle of a run: AdamW has its moments, the heads have collected their statistics."""
-    bench = Workbench(workload, config, device)
-    bench.plain_step()
-    for head in bench.discriminator.score.heads:
-        head.standardize.seen = head.standardize.updates  # type: ignore[union-attr]
-    return bench
+def measure_naive(bench: Workbench, watch: Stopwatch, steps: int, start: int, grad_steps: int) -> Measured:
+    """The same with the whole unroll in one graph."""
+    peak = peak_bytes(bench, lambda: bench.naive_step(steps, start, grad_steps))
+    seconds = watch.seconds(lambda: bench.naive_turn(steps, start, grad_steps), warm=True)
+    bench.optimizer.zero_grad(set_to_none=True)
+    return Measured(seconds, peak)
+
+
+def device_name(device: torch.device) -> str:
+    """As tables show it: the card's, or the processor's with what was used of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, one thread"
+
+
+def _processor() -> str:
+    """As the kernel or the system names it."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

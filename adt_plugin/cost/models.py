@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from adt_plugin.discriminator.backbone import FrozenBackbone, TokenGrids
 from adt_plugin.sampling import Denoiser, build_flow_scheduler, build_scheduler
 
-VAE_CHANNELS = (128, 256, 512, 512)
 BACKBONES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 """DINOv2 by its name's last part: width, depth, heads."""
 BACKBONE_PIXELS = 224
@@ -29,6 +28,7 @@ class TrueSize:
         bind: (denoiser, batch size) -> the denoiser with random conditioning bound.
         latent_channels: of its VAE.
         flow: flow matching, not noise prediction.
+        vae_channels: of its VAE's levels.
     """
 
     title: str
@@ -37,6 +37,7 @@ class TrueSize:
     bind: Callable[[nn.Module, int], Denoiser]
     latent_channels: int = 4
     flow: bool = False
+    vae_channels: tuple[int, ...] = (128, 256, 512, 512)
 
     def scheduler(self) -> Any:
         """Of the unroll."""
@@ -45,26 +46,26 @@ class TrueSize:
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
         return build_scheduler("ddim", torch.cumprod(1 - betas, 0), "epsilon")
 
-    def vae(self) -> nn.Module:
+    def vae(self) -> Any:
         """The autoencoder, whose decoder is what counts."""
         from diffusers import AutoencoderKL
 
         return AutoencoderKL(
-            block_out_channels=VAE_CHANNELS,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=self.vae_channels,
+            down_block_types=("DownEncoderBlock2D",) * len(self.vae_channels),
+            up_block_types=("UpDecoderBlock2D",) * len(self.vae_channels),
             layers_per_block=2,
             latent_channels=self.latent_channels,
         )
 
 
-def _sd15() -> nn.Module:
+def _sd15() -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
 
 
-def _sdxl() -> nn.Module:
+def _sdxl() -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -82,7 +83,7 @@ def _sdxl() -> nn.Module:
     )
 
 
-def _sd3() -> nn.Module:
+def _sd3() -> Any:
     from diffusers import SD3Transformer2DModel
 
     return SD3Transformer2DModel(
@@ -164,7 +165,7 @@ class LowRank(nn.Module):
                 pair = nn.Sequential(
                     nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)
                 )
-                nn.init.zeros_(pair[1].weight)
+                nn.init.zeros_(pair[1].weight)  # type: ignore[arg-type]
                 self.pairs.append(pair)
                 layer.register_forward_hook(_adding(pair))
 

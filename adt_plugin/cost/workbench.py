@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -101,11 +100,11 @@ class Workbench:
         side = min(config.decode_crop // LATENT_PIXELS or workload.side, workload.side)
         self.window = Window(0, 0, side, side)
 
-    @cached_property
-    def turn(self) -> AdversarialTurn:
-        """The run's turns."""
+    def turn(self, config: ADTConfig) -> AdversarialTurn:
+        """Turns with these options, which may differ from the workbench's in what decoder and backbone do not depend on."""
+        scheduler = self.workload.size.scheduler()
         return AdversarialTurn(
-            self.config, scheduler=self.workload.size.scheduler(), decode=self.decoder, discriminator=self.discriminator
+            config, scheduler=scheduler, decode=self.decoder, discriminator=self.discriminator, decoder=self.decoder
         )
 
     @property
@@ -137,6 +136,24 @@ class Workbench:
         moments = [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
         adapter = tensors_of(self.adapter) if self.adapter is not None else []
         return [*tensors_of(self.network), *adapter, *moments, *self.visual_tensors(), *self.head_tensors(), self.clean]
+
+    def own_bytes(self) -> int:
+        """Of the plugin's weights: decoder, backbone and heads."""
+        return nbytes(self.visual_tensors()) + nbytes(self.head_tensors())
+
+    def settle(self) -> None:
+        """Let the heads have collected their statistics, as they have after the first turns."""
+        for head in self.discriminator.score.heads:
+            head.standardize.seen = head.standardize.updates  # type: ignore[union-attr]
+
+    def compile_backbone(self) -> None:
+        """Compile the frozen backbone; the first call pays for it."""
+        self.discriminator.backbone._network.compile()
+
+    def place(self, config: ADTConfig) -> None:
+        """Decoder and backbone where a run with these options keeps them between turns."""
+        for module in (self.decoder, self.discriminator.backbone):
+            module.to("cpu" if config.offload else self.device)
 
     # The parts of a step, each alone
 
@@ -171,11 +188,10 @@ class Workbench:
 
     def supervise(self) -> None:
         """Decodes and judgement together, as a turn holds them in memory at one time."""
-        latents = self.clean.clone().requires_grad_()
-        generated = self.decoder(self.window.of(latents))
         with torch.no_grad():
             real = self.decoder(self.window.of(self.clean))
-        self._judge(generated, real, latents)
+        latents = self.clean.clone().requires_grad_()
+        self._judge(self.decoder(self.window.of(latents)), real, latents)
 
     def _judge(self, generated: Tensor, real: Tensor, leaf: Tensor) -> None:
         observed = self.discriminator.observe(generated, real)
@@ -197,24 +213,25 @@ class Workbench:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def adt_step(self) -> None:
+    def adt_step(self, turn: AdversarialTurn) -> None:
         """A step of the host with a turn."""
         prediction = self.forward_with_graph().float()
-        self.turn.watch(prediction)
+        turn.watch(prediction)
         F.mse_loss(prediction, self.clean).backward()
         del prediction
-        self.adversarial_turn()
+        turn(self.denoiser, self.clean)
         self.finish()
 
-    def adversarial_turn(self) -> None:
-        """A turn alone; the gradient stays in the parameters."""
-        self.turn(self.denoiser, self.clean)
-
-    def naive_step(self, start: int, grad_steps: int) -> None:
+    def naive_step(self, steps: int, start: int, grad_steps: int) -> None:
         """The unroll as one graph: the last `grad_steps` of `start` steps keep theirs, inputs included (AlignProp's way)."""
         self.step()
-        scheduler = self.turn.scheduler
-        scheduler.set_timesteps(self.config.steps)
+        self.naive_turn(steps, start, grad_steps)
+        self.finish()
+
+    def naive_turn(self, steps: int, start: int, grad_steps: int) -> None:
+        """Its unroll, decode and judgement alone; the gradient stays in the parameters."""
+        scheduler = self.workload.size.scheduler()
+        scheduler.set_timesteps(steps)
         latents = self.clean
         for position, timestep in enumerate(scheduler.timesteps[-start:]):
             with torch.set_grad_enabled(position >= start - grad_steps):
@@ -226,7 +243,6 @@ class Workbench:
         observed = self.discriminator.observe(generated, real)
         generator_loss(self.discriminator.score_gen(observed)).backward()
         discriminator_hinge(*self.discriminator.scores(observed.detached())).backward()
-        self.finish()
 
 
 def decoder_of(size: TrueSize, config: ADTConfig) -> LatentDecoder | TinyDecoder:

@@ -10,7 +10,6 @@ from pathlib import Path
 from adt_plugin.demo import pictures, report
 from adt_plugin.demo.cells import Cell, CellStore
 from adt_plugin.demo.evaluate import SAMPLER_STEPS
-from adt_plugin.demo.files import write_atomically
 from adt_plugin.demo.finetune import Budget
 from adt_plugin.demo.pictures import Curve
 from adt_plugin.demo.progress import Bar
@@ -29,6 +28,7 @@ from adt_plugin.demo.variants import (
     Variant,
     hurried,
 )
+from adt_plugin.files import write_atomically
 
 
 @dataclass(frozen=True)

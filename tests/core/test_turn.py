@@ -121,12 +121,12 @@ def test_starts_cover_the_configured_range() -> None:
     ("low", "high", "expected"), [(0.0, 1.0, (1, 10)), (0.0, 0.7, (1, 7)), (0.3, 0.3, (3, 3)), (1.0, 1.0, (10, 10))]
 )
 def test_the_range_of_starts_follows_from_the_fractions(low: float, high: float, expected: tuple[int, int]) -> None:
-    assert start_range(ADTConfig(start_min=low, start_max=high)) == expected
+    assert start_range(ADTConfig(steps=10, start_min=low, start_max=high)) == expected
 
 
 def test_a_range_without_a_start_names_the_flags() -> None:
     with pytest.raises(ConfigError, match="--adt_start_min 0.12 and --adt_start_max 0.18"):
-        start_range(ADTConfig(start_min=0.12, start_max=0.18))
+        start_range(ADTConfig(steps=10, start_min=0.12, start_max=0.18))
 
 
 def test_only_timesteps_in_the_trained_range_carry_gradient() -> None:
@@ -184,7 +184,7 @@ def test_a_crop_shows_the_same_window_of_both_images() -> None:
     diffusion_backward(turn, net, latents)
     report = turn(net, latents)
     assert report.gen.shape == report.real.shape == (2, 3, 8, 8)
-    gen, real = decoded
+    real, gen = decoded  # in this order
     assert any(torch.equal(real, latents[..., i : i + 4, j : j + 4]) for i in range(5) for j in range(5))
     torch.testing.assert_close(gen, real, rtol=0.05, atol=100)
 

@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def adt_options(tiny_dino: Path) -> tuple[str | Path, ...]:
-    """`--adt` at the tiny models' size: a picture every second turn, one turn of warm-up."""
+    """`--adt` at the tiny models' size: a turn in every step, a picture every second turn, one turn of warm-up."""
     return (
         "--adt",
         "--adt_backbone",
@@ -20,6 +20,8 @@ def adt_options(tiny_dino: Path) -> tuple[str | Path, ...]:
         "56",
         "--adt_steps",
         "4",
+        "--adt_every",
+        "1",
         "--adt_warmup",
         "1",
         "--adt_pictures_every",

@@ -49,7 +49,7 @@ class Host:
             max_train_steps=100,
             gradient_accumulation_steps=1,
         )
-        config = ADTConfig(**{"backbone": str(backbone), "image_size": 28, "warmup": 0, "steps": 4} | options)
+        config = ADTConfig(**{"backbone": str(backbone), "image_size": 28, "warmup": 0, "steps": 4, "every": 1} | options)
         self.args, self.session = args, Session(config, args, SD)
         self.accelerator = Accelerator(cpu=True)
         self.schedule = DDPMScheduler(beta_schedule="scaled_linear")

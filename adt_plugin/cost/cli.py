@@ -1,0 +1,142 @@
+"""The command `cost` of `python -m adt_plugin`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import toml
+import torch
+
+from adt_plugin.config import PREFIX, ADTConfig, ConfigError, add_adt_arguments, reject_unknown_keys
+from adt_plugin.cost.count import counted_parts, counted_peaks
+from adt_plugin.cost.formula import total, turn_shares
+from adt_plugin.cost.measure import Stopwatch, device_name, measure_base, measure_turn, one_thread, prepared
+from adt_plugin.cost.models import MODELS
+from adt_plugin.cost.report import Measurement, report
+from adt_plugin.cost.workbench import Workload
+from adt_plugin.turn import start_range
+
+PRECISIONS = {"no": "fp32", "fp16": "bf16", "bf16": "bf16"}
+"""`--mixed_precision` of the host -> what is counted: fp16 and bf16 are two bytes each."""
+
+HOST_DEFAULTS: dict[str, Any] = {"train_batch_size": 1, "gradient_checkpointing": False, "mixed_precision": "no"}
+"""Of the host's keys that a `--config_file` leaves out."""
+
+
+def cost_main(argv: Sequence[str]) -> None:
+    """Run `cost` with these arguments.
+
+    Raises SystemExit: 2 for wrong options, 1 with one sentence for values that cannot be served.
+    """
+    parser = cost_parser()
+    try:
+        given = with_config_file(parser, argv)
+        if given.tables:
+            from adt_plugin.cost.tables import write_tables
+
+            write_tables(given.out, torch.device(given.device), given.repeats)
+        else:
+            print_report(given)
+    except (ConfigError, OSError, toml.TomlDecodeError) as error:
+        raise SystemExit(f"adt_plugin: {error}") from error
+
+
+def print_report(given: argparse.Namespace) -> None:
+    """The count, and beside it the measurement if it is asked for."""
+    config, workload = ADTConfig.from_namespace(given), workload_of(given)
+    parts, peaks = counted_parts(workload, config), counted_peaks(workload, config)
+    measured = measurement(workload, config, torch.device(given.device), given.repeats) if given.measure else None
+    print("\n".join(report(workload, config, given.max_train_steps, parts, peaks, measured)))
+
+
+def measurement(workload: Workload, config: ADTConfig, device: torch.device, repeats: int) -> Measurement:
+    """One turn from the middle of the allowed starts."""
+    start = (sum(start_range(config)) + 1) // 2
+    watch = Stopwatch(device, repeats)
+    with one_thread(device):
+        bench = prepared(workload, config, device)
+        base = measure_base(bench, watch)
+        turn = measure_turn(bench, watch, config, start)
+    return Measurement(device_name(device), base, turn, start, total(list(turn_shares(base.parts, config, start))))
+
+
+def workload_of(given: argparse.Namespace) -> Workload:
+    """The run that the host's options describe.
+
+    Raises:
+        ConfigError: a resolution that is no number or pair of numbers, or no multiple of 64.
+    """
+    return Workload(
+        model=given.model,
+        resolution=side_of(given.resolution),
+        batch=given.train_batch_size,
+        rank=0 if given.full else given.network_dim,
+        checkpointing=given.gradient_checkpointing,
+        dtype=PRECISIONS[given.mixed_precision],
+    )
+
+
+def side_of(resolution: str) -> int:
+    """Side of the square that has as many pixels as `512` or `768,512`, to the nearest multiple of 64 for a pair."""
+    try:
+        sides = [int(part) for part in str(resolution).split(",")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 0:
+        raise ConfigError(f"--resolution needs a number or two with a comma, such as 512 or 768,512; got {resolution!r}.")
+    return sides[0] if len(sides) == 1 else round((sides[0] * sides[1]) ** 0.5 / 64) * 64
+
+
+def with_config_file(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments, with those of a `--config_file` as defaults, read as the host reads it: sections have no meaning.
+
+    Raises:
+        ConfigError: an unknown `adt_*` key.
+    """
+    given = parser.parse_args(argv)
+    if given.config_file is not None:
+        keys = flattened(toml.loads(given.config_file.read_text(encoding="utf-8")))
+        reject_unknown_keys(keys)
+        known = {name: value for name, value in keys.items() if name in given or name.startswith(PREFIX)}
+        parser.set_defaults(**HOST_DEFAULTS | {"full": "network_module" not in keys} | known)
+        given = parser.parse_args(argv)
+    return given
+
+
+def flattened(sections: dict[str, Any]) -> dict[str, Any]:
+    """Keys of all sections together."""
+    pairs = ((key, value) for key, value in sections.items())
+    return {k: v for key, value in pairs for k, v in (value.items() if isinstance(value, dict) else [(key, value)])}
+
+
+def cost_parser() -> argparse.ArgumentParser:
+    """Options of the host by its own names, those of the plugin, and how to measure."""
+    parser = argparse.ArgumentParser(
+        "python -m adt_plugin cost",
+        description="What a training run costs with --adt: counted on models of true size, and measured with --measure.",
+    )
+    run = parser.add_argument_group("the run, in sd-scripts' own options")
+    run.add_argument("--model", choices=MODELS, default="sd15", help="default: sd15")
+    run.add_argument("--config_file", type=Path, help="TOML of a run; options beside it win")
+    run.add_argument("--resolution", default="0", help="pixels, such as 512 or 768,512 (default: the model's own)")
+    run.add_argument("--train_batch_size", type=int, default=1, help="default: 1")
+    run.add_argument("--network_dim", type=int, default=16, help="rank of the LoRA (default: 16)")
+    run.add_argument("--full", action="store_true", help="full fine-tuning instead of a LoRA")
+    run.add_argument("--gradient_checkpointing", action=argparse.BooleanOptionalAction, default=True, help="default: on")
+    run.add_argument("--mixed_precision", choices=PRECISIONS, default="bf16", help="default: bf16")
+    run.add_argument("--max_train_steps", type=int, default=2000, help="default: 2000")
+    measuring = parser.add_argument_group("measuring")
+    measuring.add_argument("--measure", action="store_true", help="do the steps with random weights of true size, too")
+    measuring.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure (default: %(default)s)"
+    )
+    measuring.add_argument("--repeats", type=int, default=2, help="of every timed call, the least counts (default: 2)")
+    measuring.add_argument("--tables", action="store_true", help="write all tables of docs/benchmarks/cost.md; resumable")
+    measuring.add_argument(
+        "--out", type=Path, default=Path("docs/benchmarks"), help="folder of the tables (default: %(default)s)"
+    )
+    add_adt_arguments(parser)
+    return parser

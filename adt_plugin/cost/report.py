@@ -1,0 +1,89 @@
+"""What `python -m adt_plugin cost` says of one run: every part of a turn, the whole run, the peak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from adt_plugin.config import ADTConfig
+from adt_plugin.cost.count import Peaks, kept_graphs
+from adt_plugin.cost.formula import Parts, mean_turn, run_ratio, total
+from adt_plugin.cost.measure import Base, Measured
+from adt_plugin.cost.workbench import Workload
+
+GIB, TERA = 2**30, 1e12
+NAMES, COLUMN = 58, 24
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A workload on a device.
+
+    Attributes:
+        device: its name.
+        base: the host's step and the parts.
+        turn: a whole turn.
+        start: the steps that this turn unrolled.
+        expected: seconds of the turn's parts, each measured alone.
+    """
+
+    device: str
+    base: Base
+    turn: Measured
+    start: int
+    expected: float
+
+
+def report(
+    workload: Workload, config: ADTConfig, steps: int, parts: Parts, peaks: Peaks, measured: Measurement | None = None
+) -> Iterator[str]:
+    """Its lines.
+
+    Args:
+        steps: optimizer steps of the run.
+        parts: counted, in floating-point operations.
+    """
+    yield f"{workload}\n"
+    devices = [measured.device] if measured else []
+    yield line("", ["counted", *(f"measured, {device}" for device in devices)])
+    columns = [time_column(parts, config, steps, f"{parts.forward / TERA:.2f} TFLOP")]
+    if measured:
+        base = measured.base
+        columns.append(time_column(base.parts, config, steps, f"{base.parts.forward:.3g} s"))
+    for row in zip(time_labels(parts, config, steps), *columns, strict=True):
+        yield line(row[0], row[1:])
+    yield ""
+    memory = [memory_column(peaks.plain, peaks.keeping(kept_graphs(config)), peaks.backbone)]
+    if measured:
+        memory.append(memory_column(measured.base.peak, measured.turn.peak, measured.base.backbone))
+    labels = ("peak memory of sd-scripts' step", "  with a turn", "  over the first and the backbone together")
+    for row in zip(labels, *memory, strict=True):
+        yield line(row[0], row[1:])
+    if measured:
+        yield f"\nThe turn measured as a whole, from step {measured.start}: {measured.turn.seconds:.3g} s, " + (
+            f"{measured.turn.seconds / measured.expected:.2f} times the sum of its parts."
+        )
+
+
+def time_labels(parts: Parts, config: ADTConfig, steps: int) -> list[str]:
+    """The names of `time_column`'s lines."""
+    shares = [f"  {share.times:4.3g} x {share.name}" for share in mean_turn(parts, config)]
+    run = f"a run of {steps} steps, a turn every {config.every}, over the plain one"
+    return ["one denoiser forward, f", "sd-scripts' step", "a turn, on average over its starts", *shares, run]
+
+
+def time_column(parts: Parts, config: ADTConfig, steps: int, forward: str) -> list[str]:
+    """What everything costs in units of a forward."""
+    shares = mean_turn(parts, config)
+    costs = [parts.step, total(shares), *(share.total for share in shares)]
+    return [forward, *(f"{cost / parts.forward:.2f} f" for cost in costs), f"{run_ratio(parts, config, steps):.2f} x"]
+
+
+def memory_column(plain: int, turn: int, backbone: int) -> list[str]:
+    """Peaks, and the ratio that has a target of 1.10."""
+    return [f"{plain / GIB:.2f} GiB", f"{turn / GIB:.2f} GiB", f"{turn / (plain + backbone):.2f} x"]
+
+
+def line(name: str, values: Sequence[str]) -> str:
+    """One line of the table."""
+    return f"{name:<{NAMES}}{''.join(f'  {value:>{COLUMN}}' for value in values)}".rstrip()

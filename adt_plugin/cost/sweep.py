@@ -1,0 +1,217 @@
+"""What is measured for the tables, cell by cell, and the file that remembers it: what is finished is never run again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adt_plugin.config import ADTConfig
+from adt_plugin.cost.formula import Parts
+from adt_plugin.cost.measure import Base, Measured, Stopwatch, measure_base, measure_naive, measure_turn, one_thread, prepared
+from adt_plugin.cost.models import MODELS
+from adt_plugin.cost.workbench import Workbench, Workload
+from adt_plugin.files import write_atomically
+
+GRID_STEPS, GRID_GRAD_STEPS = (4, 10, 20), (1, 2, 4, 8)
+"""m and K of the grid."""
+
+WHOLE = ADTConfig(steps=10, grad_steps=2, decode_crop=0, memory="low")
+"""A turn that decodes the whole image; what the levers are measured against."""
+
+SMALL = ADTConfig(steps=4, grad_steps=1, decode_crop=0, memory="low")
+"""A short turn, for the growth with resolution and batch."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a device's measurements are.
+
+    Attributes:
+        grid, levers: workloads of these tables.
+        resolutions, batches: workloads of the growth tables.
+        sizes: workloads of the table of models; none where a device is too slow for them.
+    """
+
+    grid: Workload
+    levers: Workload
+    resolutions: tuple[Workload, ...]
+    batches: tuple[Workload, ...]
+    sizes: tuple[Workload, ...]
+
+
+USUAL = tuple(
+    Workload(model, MODELS[model].resolution, batch, rank, True, "bf16")
+    for model in MODELS
+    for rank in (16, 0)
+    for batch in (1, 4)
+)
+"""Every model at its own resolution, LoRA and full fine-tuning, batch 1 and 4."""
+
+
+def scale_of(device: torch.device) -> Scale:
+    """A GPU measures what people train; a CPU the same network on small images."""
+    if device.type == "cuda":
+        usual = Workload()
+        sides, batches = (256, 512, 768, 1024), (1, 2, 4, 8)
+        return Scale(usual, usual, _resolutions(usual, sides), _batches(usual, batches), USUAL)
+    small = Workload(resolution=128, dtype="fp32")
+    tiny = replace(small, resolution=64)
+    return Scale(small, replace(small, resolution=192), _resolutions(tiny, (64, 128, 192)), _batches(tiny, (1, 2, 4)), ())
+
+
+def _resolutions(workload: Workload, sides: tuple[int, ...]) -> tuple[Workload, ...]:
+    return tuple(replace(workload, resolution=side) for side in sides)
+
+
+def _batches(workload: Workload, batches: tuple[int, ...]) -> tuple[Workload, ...]:
+    return tuple(replace(workload, batch=batch) for batch in batches)
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One thing turned.
+
+    Attributes:
+        name: as the table shows it.
+        config: the whole of the options.
+        compiled: the backbone is compiled by `torch.compile`.
+    """
+
+    name: str
+    config: ADTConfig
+    compiled: bool = False
+
+
+def levers(workload: Workload) -> tuple[Lever, ...]:
+    """What the table of levers compares, the reference first."""
+    half = workload.side * 8 // 2
+    return (
+        Lever("whole image, m = 10, K = 2, replayed", WHOLE),
+        Lever("m = 5", replace(WHOLE, steps=5)),
+        Lever("K = 1", replace(WHOLE, grad_steps=1)),
+        Lever("--adt_memory fast", replace(WHOLE, memory="fast")),
+        Lever(f"--adt_decode_crop {half} (half the side)", replace(WHOLE, decode_crop=half)),
+        Lever("--adt_decoder, of TAESD's size", replace(WHOLE, decoder="taesd")),
+        Lever("--adt_backbone dinov2-small", replace(WHOLE, backbone="facebook/dinov2-small")),
+        Lever("backbone compiled", WHOLE, compiled=True),
+        Lever("--adt_offload", replace(WHOLE, offload=True)),
+    )
+
+
+class Cells:
+    """Results of one device by label, kept in a JSON file of all devices.
+
+    Args:
+        path: of the file; read if it is there.
+        device: the name under which the results stand.
+    """
+
+    def __init__(self, path: Path, device: str) -> None:
+        self.path, self.device = path, device
+        self.machines: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def get_or_run(self, label: str, run: Callable[[], Any]) -> Any:
+        """The stored result, or the dataclass that `run` returns, stored as a dictionary."""
+        known = self.machines.setdefault(self.device, {})
+        if label not in known:
+            known[label] = asdict(run())
+            write_atomically(self.path, json.dumps(self.machines, indent=1) + "\n")
+        return known[label]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Cells that share a workbench.
+
+    Attributes:
+        workload, config: of the workbench.
+        measurements: label -> what is measured on it.
+        compiled: its backbone is compiled.
+    """
+
+    workload: Workload
+    config: ADTConfig
+    measurements: dict[str, Callable[[Workbench, Stopwatch], Base | Measured]]
+    compiled: bool = False
+
+
+def jobs(scale: Scale) -> Iterator[Job]:
+    """Everything that is measured on a device."""
+    yield Job(scale.grid, WHOLE, _grid_measurements(scale.grid))
+    for lever in levers(scale.levers):
+        yield Job(scale.levers, lever.config, {turn_label(scale.levers, lever.name): _turn(lever.config, 6)}, lever.compiled)
+    for workload in dict.fromkeys((*scale.resolutions, *scale.batches)):
+        yield Job(workload, SMALL, {base_label(workload): measure_base, turn_label(workload, "growth"): _turn(SMALL, 4)})
+    for workload in scale.sizes:
+        default = ADTConfig()
+        yield Job(workload, default, {base_label(workload): measure_base, turn_label(workload, "default"): _turn(default, 3)})
+
+
+def _grid_measurements(workload: Workload) -> dict[str, Callable[[Workbench, Stopwatch], Base | Measured]]:
+    found: dict[str, Callable[[Workbench, Stopwatch], Base | Measured]] = {base_label(workload): measure_base}
+    for steps, grad_steps in grid():
+        found[grid_label(steps, grad_steps, "replay")] = _turn(replace(WHOLE, steps=steps, grad_steps=grad_steps), steps)
+        found[grid_label(steps, grad_steps, "one graph")] = _naive(steps, grad_steps)
+    return found
+
+
+def grid() -> Iterator[tuple[int, int]]:
+    """(m, K) with K at most m."""
+    yield from ((steps, grad_steps) for steps in GRID_STEPS for grad_steps in GRID_GRAD_STEPS if grad_steps <= steps)
+
+
+def _turn(config: ADTConfig, start: int) -> Callable[[Workbench, Stopwatch], Measured]:
+    start = min(start, config.steps)
+    return lambda bench, watch: measure_turn(bench, watch, config, start)
+
+
+def _naive(steps: int, grad_steps: int) -> Callable[[Workbench, Stopwatch], Measured]:
+    return lambda bench, watch: measure_naive(bench, watch, steps, steps, grad_steps)
+
+
+def base_label(workload: Workload) -> str:
+    """Of a workload's plain step and parts."""
+    return f"{workload}: parts"
+
+
+def turn_label(workload: Workload, name: str) -> str:
+    """Of a turn."""
+    return f"{workload}: {name}"
+
+
+def grid_label(steps: int, grad_steps: int, way: str) -> str:
+    """Of a cell of the grid; `way` is `replay` or `one graph`."""
+    return f"grid: m = {steps}, K = {grad_steps}, {way}"
+
+
+def run_sweep(cells: Cells, device: torch.device, repeats: int) -> None:
+    """Measure what the file does not hold yet. A network is built only if one of its cells is missing."""
+    watch = Stopwatch(device, repeats)
+    with one_thread(device):
+        for job in jobs(scale_of(device)):
+            missing = [label for label in job.measurements if label not in cells.machines.get(cells.device, {})]
+            if not missing:
+                continue
+            bench = prepared(job.workload, job.config, device)
+            if job.compiled:
+                bench.compile_backbone()
+            for label in missing:
+                measure = job.measurements[label]
+                cells.get_or_run(label, lambda measure=measure, bench=bench: measure(bench, watch))  # type: ignore[misc]
+                print(label, flush=True)
+            del bench
+
+
+def as_base(stored: dict[str, Any]) -> Base:
+    """A stored result of `measure_base`."""
+    return Base(**stored | {"parts": Parts(**stored["parts"])})
+
+
+def as_measured(stored: dict[str, Any]) -> Measured:
+    """A stored result of a turn or of the whole unroll in one graph."""
+    return Measured(**stored)

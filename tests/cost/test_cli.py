@@ -1,0 +1,124 @@
+"""`python -m adt_plugin cost`, its options as the host spells them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import toml
+from pytest import CaptureFixture, MonkeyPatch
+
+from adt_plugin.__main__ import main
+from adt_plugin.cost import sweep, tables
+from adt_plugin.cost.cli import cost_main, cost_parser, side_of, with_config_file, workload_of
+from adt_plugin.cost.sweep import Scale
+from adt_plugin.cost.workbench import Workload
+
+TINY_RUN = ["--model", "tiny", "--mixed_precision", "no", "--network_dim", "4", "--adt_disc_width", "16", "--adt_steps", "2"]
+
+
+def test_a_count_of_the_options_given(capsys: CaptureFixture[str]) -> None:
+    main(["cost", *TINY_RUN, "--adt_every", "4", "--max_train_steps", "300"])
+    said = capsys.readouterr().out
+    assert said.startswith("Tiny, 64x64, batch 1, LoRA of rank 4, gradient checkpointing, fp32")
+    assert "a run of 300 steps, a turn every 4, over the plain one" in said
+    assert "measured" not in said
+
+
+def test_a_measurement_beside_it(capsys: CaptureFixture[str]) -> None:
+    cost_main([*TINY_RUN, "--measure", "--device", "cpu", "--repeats", "1"])
+    assert "one thread" in capsys.readouterr().out.splitlines()[2]
+
+
+def test_a_run_is_read_from_its_toml_and_the_command_line_wins(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    keys = {
+        "data": {"resolution": "768,512", "train_batch_size": 2, "train_data_dir": "somewhere"},
+        "network": {"network_module": "networks.lora", "network_dim": 8},
+        "adt": {"adt": True, "adt_steps": 7},
+    }
+    path.write_text(toml.dumps(keys))
+    given = with_config_file(cost_parser(), ["--config_file", str(path), "--train_batch_size", "3"])
+    assert workload_of(given) == Workload("sd15", 640, 3, 8, False, "fp32")  # the host's defaults for what the file leaves out
+    assert given.adt_steps == 7
+
+
+def test_a_toml_without_a_network_module_is_full_fine_tuning(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(toml.dumps({"mixed_precision": "bf16", "gradient_checkpointing": True}))
+    workload = workload_of(with_config_file(cost_parser(), ["--config_file", str(path)]))
+    assert (workload.rank, workload.checkpointing, workload.dtype) == (0, True, "bf16")
+
+
+@pytest.mark.parametrize(("text", "side"), [("512", 512), ("512,512", 512), ("768,512", 640), ("0", 0)])
+def test_resolutions(text: str, side: int) -> None:
+    assert side_of(text) == side
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--resolution", "big"], "--resolution needs a number or two with a comma"),
+        (["--resolution", "500"], "--resolution must be a multiple of 64; got 500."),
+        (["--adt_decode_crop", "30"], "--adt_decode_crop must be a multiple of 8"),
+        (["--config_file", "missing.toml"], "missing.toml"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_one_sentence(options: list[str], said: str) -> None:
+    with pytest.raises(SystemExit, match="adt_plugin: ") as caught:
+        cost_main(options)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_misspelt_key_of_the_toml_stops(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("adt_stepz = 3")
+    with pytest.raises(SystemExit, match="did you mean adt_steps"):
+        cost_main(["--config_file", str(path)])
+
+
+@pytest.fixture
+def tiny_scale(monkeypatch: MonkeyPatch) -> Scale:
+    """All tables of the tiny model, the smallest that they can be."""
+    usual = Workload("tiny", 64, 1, 4, True, "fp32")
+    scale = Scale(usual, usual, (usual, Workload("tiny", 128, 1, 4, True, "fp32")), (usual,), (usual,))
+    monkeypatch.setattr(sweep, "scale_of", lambda device: scale)
+    monkeypatch.setattr(sweep, "USUAL", (usual,))
+    monkeypatch.setattr(sweep, "GRID_STEPS", (2, 4))
+    monkeypatch.setattr(sweep, "GRID_GRAD_STEPS", (1, 2))
+    monkeypatch.setattr(sweep, "levers", lambda workload: LEVERS)
+    return scale
+
+
+LEVERS = tuple(lever for lever in sweep.levers(Workload("sd15", 64)) if not lever.compiled)
+
+
+def test_all_tables_and_nothing_is_measured_twice(tiny_scale: Scale, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    command = ["--tables", "--out", str(tmp_path), "--device", "cpu", "--repeats", "1"]
+    cost_main(command)
+    page = (tmp_path / "cost.md").read_text()
+    machines = json.loads((tmp_path / "cost.json").read_text())
+    assert len(machines) == 2 and len(machines["counted"]) == 2
+    assert "| 4 | 2 |" in page and "Fitted exponents of time" in page and "Not measured: none was at hand" in page
+    for lever in LEVERS:
+        assert f"| {lever.name} |" in page
+    monkeypatch.setattr(tables, "count", None)
+    monkeypatch.setattr(sweep, "prepared", None)
+    cost_main(command)
+    assert (tmp_path / "cost.md").read_text() == page
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny_scale: Scale, tmp_path: Path) -> None:
+    command = ["--tables", "--out", str(tmp_path), "--device", "cpu", "--repeats", "1"]
+    cost_main(command)
+    path = tmp_path / "cost.json"
+    machines = json.loads(path.read_text())
+    (device,) = (name for name in machines if name != "counted")
+    whole = dict(machines[device])
+    lost = machines[device].popitem()[0]
+    path.write_text(json.dumps(machines))
+    cost_main(command)
+    found = json.loads(path.read_text())[device]
+    assert found.keys() == whole.keys()
+    assert all(found[label] == whole[label] for label in whole if label != lost)

@@ -1,0 +1,105 @@
+"""What is counted without data is what is alive and done with data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from adt_plugin.config import ADTConfig
+from adt_plugin.cost.count import counted_parts, counted_peaks, flops_of, kept_graphs
+from adt_plugin.cost.formula import Parts, total, turn_shares
+from adt_plugin.cost.measure import always_from, peak_bytes, prepared
+from adt_plugin.cost.workbench import Workbench, Workload, nbytes
+
+CPU = torch.device("cpu")
+
+
+def turn_flops(bench: Workbench, config: ADTConfig, start: int) -> float:
+    """Of a turn done, from a start of its own."""
+    turn = bench.turn(always_from(config, start))
+    bench.adt_step(turn)  # the balance needs a diffusion gradient
+    return flops_of(lambda: turn(bench.denoiser, bench.clean))
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": "fast"}, {"grad_steps": 1}, {"decode_crop": 32}], ids=str)
+def test_a_whole_turn_does_what_its_parts_do_and_nothing_else(
+    workload: Workload, config: ADTConfig, options: dict[str, object]
+) -> None:
+    """But for the gradient at a replay's input, which reentrant checkpointing asks for."""
+    config = replace(config, **options)
+    done = turn_flops(prepared(workload, config, CPU), config, 4)
+    parts = total(list(turn_shares(counted_parts(workload, config), config, 4)))
+    assert parts <= done < 1.01 * parts
+
+
+def test_parts_have_their_proportions(workload: Workload, config: ADTConfig) -> None:
+    parts = counted_parts(workload, config)
+    assert 2.5 * parts.forward < parts.step < 3.5 * parts.forward  # checkpointing; no gradient for frozen weights
+    full = counted_parts(replace(workload, rank=0), config)
+    assert 3.5 * full.forward < full.step < 4.1 * full.forward
+    assert parts.decode_generated > 2 * parts.decode_real
+    doubled = counted_parts(replace(workload, batch=2), config)
+    assert doubled.forward == pytest.approx(2 * parts.forward, rel=0.02)
+
+
+@pytest.mark.parametrize("rank", [4, 0], ids=["LoRA", "full"])
+@pytest.mark.parametrize("options", [{}, {"decode_crop": 32}, {"memory": "fast"}], ids=str)
+def test_counted_peaks_are_the_measured_ones(
+    workload: Workload, config: ADTConfig, rank: int, options: dict[str, object]
+) -> None:
+    workload, config = replace(workload, rank=rank), replace(config, **options)
+    peaks = counted_peaks(workload, config)
+    bench = prepared(workload, config, CPU)
+    plain = peak_bytes(bench, bench.step) - bench.own_bytes()
+    bench.optimizer.zero_grad()
+    turn = bench.turn(always_from(config, 4))
+    bench.adt_step(turn)  # AdamW of the heads has its moments from here on
+    measured = peak_bytes(bench, lambda: bench.adt_step(turn)) + 2 * nbytes(bench.head_tensors())
+    assert peaks.plain == pytest.approx(plain, rel=0.03)
+    assert peaks.keeping(kept_graphs(config)) == pytest.approx(measured, rel=0.03)
+    assert peaks.backbone == nbytes(bench.backbone_tensors())
+
+
+def test_the_peak_is_the_same_at_any_m_and_k(workload: Workload, config: ADTConfig) -> None:
+    bench = prepared(workload, config, CPU)
+    peaks = []
+    for steps, grad_steps in ((4, 1), (10, 1), (10, 8), (20, 8)):
+        turn = bench.turn(always_from(replace(config, steps=steps, grad_steps=grad_steps), steps))
+        bench.adt_step(turn)
+        peaks.append(peak_bytes(bench, lambda turn=turn: bench.adt_step(turn)))
+    assert max(peaks) < 1.01 * min(peaks)
+
+
+def test_one_graph_for_the_whole_unroll_grows_with_k(workload: Workload, config: ADTConfig) -> None:
+    bench = prepared(workload, config, CPU)
+    one, four = (peak_bytes(bench, lambda k=k: bench.naive_step(4, 4, k)) for k in (1, 4))
+    graph = counted_peaks(workload, config).graph
+    assert four - one == pytest.approx(3 * graph, rel=0.2)
+
+
+def test_offloading_takes_decoder_and_backbone_from_the_replay_alone(workload: Workload, config: ADTConfig) -> None:
+    crowded = replace(workload, batch=8)  # whose replay is the peak
+    config = replace(config, decode_crop=16)
+    home, away = (counted_peaks(crowded, replace(config, offload=offload)) for offload in (False, True))
+    assert home.turn - away.turn > 0
+    assert home.plain == away.plain
+
+
+@pytest.mark.parametrize(
+    ("options", "graphs"),
+    [
+        ({}, 0),
+        ({"memory": "fast"}, 2),
+        ({"memory": "fast", "grad_mask": "all"}, 4),
+        ({"memory": "fast", "cfg_scale": 2.0}, 4),
+        ({"memory": "fast", "grad_steps": 9}, 4),
+    ],
+)
+def test_how_many_graphs_are_kept(config: ADTConfig, options: dict[str, object], graphs: int) -> None:
+    assert kept_graphs(replace(config, **options)) == graphs
+
+
+def test_every_part_is_counted() -> None:
+    assert all(hasattr(Workbench, name) for name in Parts.__dataclass_fields__)
