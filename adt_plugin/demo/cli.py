@@ -47,7 +47,7 @@ def bench_main(argv: Sequence[str]) -> None:
     given = _bench_parser().parse_args(argv)
     with _short_endings(given.out):
         run_bench(BenchResults(_bench_options(given)))
-    print(f"Written: benchmark.md, benchmark.json and wall-time.png in {given.out.resolve()}")
+    print(f"Written: benchmark.md, benchmark.json and its pictures in {given.out.resolve()}")
 
 
 def _demo_options(given: argparse.Namespace) -> DemoOptions:

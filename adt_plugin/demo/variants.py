@@ -63,6 +63,7 @@ REFERENCE = Plan(
         steps=5,
         grad_steps=2,
         every=1,
+        decode_crop=0,
         warmup=60,
         disc_lr=5e-4,
         disc_width=32,

@@ -142,7 +142,7 @@ def test_every_cell_of_a_bench_has_its_wall_time_and_threads(small_bench: BenchO
 
 def test_the_benchmark_covers_what_it_promises():
     sections = {section.title: [row.name for row in section.rows] for section in benchmark(300, 60.0, (30.0, 60.0))}
-    assert list(sections) == ["Equal optimizer steps", "Equal wall time", "Distance against wall time", "Ablations"]
+    assert list(sections) == ["Equal optimizer steps", "Equal wall time", "Distance against wall time", "Ablations", "Cost"]
     for needed in ("base", "ADT", "frozen untrained heads"):
         assert needed in sections["Equal optimizer steps"] and needed in sections["Equal wall time"]
     text = " ".join(sections["Ablations"])
