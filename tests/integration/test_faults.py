@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import pytest
 from adtruns import rows
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +23,16 @@ def with_broken_decoder(model: HostModel, folder: Path) -> HostModel:
     tensors["decoder.conv_out.weight"].fill_(float("nan"))
     save_file(tensors, path, metadata={"format": "pt"})
     return dataclasses.replace(model, checkpoint=checkpoint)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_stops_the_rows_and_not_the_training(
+    run_tiny: TinyRun, adt_options: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "tiny-adt.jsonl").symlink_to("/dev/full")
+    run = run_tiny("--max_train_steps", "3", *adt_options, output_dir=tmp_path).check()
+    assert all(tensor.isfinite().all() for tensor in run.saved().values())
+    assert " ".join(run.log.split()).count("no more ADT rows and pictures, training goes on") == 1
 
 
 def test_a_decoder_that_gives_nan_ends_the_run_with_its_state_saved(
