@@ -217,7 +217,7 @@ class Session:
         """Whether the scaler will find an infinity in the gradients of the host's optimizers, and skip their step."""
         groups = (group for optimizer in self.accelerator._optimizers for group in optimizer.param_groups)
         gradients = [parameter.grad for group in groups for parameter in group["params"] if parameter.grad is not None]
-        return not all(torch.stack([gradient.isfinite().all() for gradient in gradients]).tolist())
+        return bool(gradients) and not bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
 
     def _around_backward(self, original: Function) -> Function:
         def backward(loss: Tensor, **kwargs: Any) -> None:

@@ -115,8 +115,8 @@ def test_the_restored_state_is_the_saved_one_tensor_for_tensor(
 
 
 def test_a_state_of_an_epoch_resumes(run_tiny: TinyRun, adt_options: Options) -> None:
-    """Four images: an epoch has four steps."""
-    epochs = ("--max_train_epochs", "2", "--save_every_n_epochs", "1", "--save_state")
+    """Four images, each four times, in batches of four: an epoch has four steps."""
+    epochs = ("--train_batch_size", "4", "--max_train_epochs", "2", "--save_every_n_epochs", "1", "--save_state")
     first = run_tiny(*epochs, *adt_options).check()
     folder = first.output_dir / "tiny-000001-state"
     assert json.loads((folder / state.MANIFEST).read_text())["turns"] == 4
@@ -130,5 +130,5 @@ def test_the_last_states_are_kept_whole_and_the_others_removed(run_tiny: TinyRun
     folders = sorted(first.output_dir.glob("tiny-step*-state"))
     assert 0 < len(folders) < 3 and not state_folder(first, 1).exists()
     turns = [json.loads((folder / state.MANIFEST).read_text())["turns"] for folder in folders]
-    run = run_tiny(*RESUMED, *adt_options, "--resume", folders[-1]).check()
+    run = run_tiny("--max_train_steps", "6", *adt_options, "--resume", folders[-1]).check()
     assert rows(run)[0]["turn"] == turns[-1] + 1
