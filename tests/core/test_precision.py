@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adt_plugin.turn import AdversarialTurn, TurnReport
-from toys import ToyDenoiser, toy_decode, toy_latents, toy_turn
+from toys import ToyDenoiser, toy_decode, toy_discriminator, toy_latents, toy_turn
 
 SMALL = 1e-7
 """The diffusion loss times this has a gradient that fp16 cannot hold without a scaler; so has the balanced turn."""
@@ -143,3 +143,17 @@ def test_an_infinity_in_a_turn_is_no_overflow_of_the_scaler() -> None:
     loop.diffusion(1.0)
     report = loop.adversarial()
     assert report.grad_norm > 0 and not report.skipped
+
+
+@pytest.mark.parametrize(("dtype", "lost"), [(torch.bfloat16, False), (torch.float16, True)])
+def test_small_gradients_pass_a_backbone_in_bf16_and_would_not_in_fp16(dtype: torch.dtype, lost: bool) -> None:
+    """Why `--adt_decode_dtype` has no fp16: the mean over images, positions and pixels is small before any scaler sees it."""
+    gradients = []
+    for precision in (torch.float32, dtype):
+        discriminator = toy_discriminator(augment=())
+        discriminator.backbone.to(precision)
+        images = toy_decode(toy_latents()).requires_grad_(True)
+        scores = discriminator.score_gen(discriminator.observe(images, toy_decode(toy_latents(seed=4))))
+        gradients.append(torch.autograd.grad(1e-6 * scores.mean(), images)[0])
+    assert (relative_error(gradients[1], gradients[0]) > 0.5) == lost
+    assert lost or relative_error(gradients[1], gradients[0]) < 0.1

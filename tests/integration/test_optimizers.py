@@ -79,4 +79,4 @@ def test_a_schedule_free_optimizers_turn_sees_the_weights_to_train_with(watched:
     run, notes = watched("--optimizer_type", "AdamWScheduleFree", "--save_every_n_steps", "1")
     assert len(notes["modes"]) == 4 and all(modes and all(modes) for modes in notes["modes"])
     assert len(notes["stepped"]) == 4 and all(norm > 0 for norm in notes["stepped"])
-    assert len(list(run.output_dir.glob("tiny-step*.safetensors"))) == 3
+    assert len(list(run.output_dir.glob("tiny-step*.safetensors"))) == 4
