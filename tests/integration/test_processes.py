@@ -28,7 +28,7 @@ ACCUMULATED = ("--gradient_accumulation_steps", "2")
 def assert_trained_by_two(run: CompletedRun, turns: int) -> None:
     """As one process's run, and everything was written once."""
     assert_trained_with_adt(run, turns)
-    assert run.log.count("accelerator device: ") == 2
+    assert run.log.count("accelerator device:") == 2
     events = [json.loads(line)["event"] for line in (run.output_dir / "tiny-adt.jsonl").read_text().splitlines()]
     assert events == ["run"] + ["turn"] * turns
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -214,8 +215,13 @@ def run_to_end(command: list[str], cwd: Path, env: dict[str, str], timeout: floa
 
 
 def end_group(process: subprocess.Popen[str]) -> None:
-    """End a process and everything it has started: torchrun's processes lead groups of their own."""
-    started = psutil.Process(process.pid).children(recursive=True)
+    """End a process, the group that it leads, and everything else it has started: torchrun's processes lead their own."""
+    started = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     for child in [process, *started]:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
