@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def at_least_float32(value: Tensor) -> Tensor:
+    """The value in float32, or as it is in float64."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 class RunningMean:
     """Exponential moving average of a scalar tensor, bias-corrected (as Adam's), on the tensor's own device."""
 
@@ -20,7 +25,7 @@ class RunningMean:
 
     def update(self, value: Tensor) -> None:
         """Add a 0-dim value; a non-finite one leaves the mean as it is."""
-        value = value.detach().float()
+        value = at_least_float32(value.detach())
         if self.total is None or self.correction is None:
             self.total, self.correction = torch.zeros_like(value), torch.zeros_like(value)
         finite, share = value.isfinite(), 1 - self.decay
@@ -64,7 +69,7 @@ class GradientBalance:
                 "no diffusion gradient seen: call AdversarialTurn.watch(prediction) before the diffusion loss's backward"
             )
         tiny = torch.finfo(torch.float32).tiny
-        norm = norm.float()
+        norm = at_least_float32(norm)
         if self.mode == "none" or diffusion is None:
             factor = torch.full_like(norm, self.weight)
         else:

@@ -1,4 +1,7 @@
-"""The little that several processes need: what trains or measures the heads is averaged, draws differ by rank."""
+"""The little that several processes need: whatever is measured or decided is so for the joined batch, draws differ by rank.
+
+The gradients of the denoiser are the training loop's to average (DistributedDataParallel, or by hand before the step).
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,18 @@ def averaged(value: Tensor) -> Tensor:
     return value / world_size()
 
 
+def joined_norm(norm: Tensor) -> Tensor:
+    """The norms of a gradient of the joined batch, from those of every process's own mean over its own part.
+
+    Part r of the joined batch's gradient is 1/W of process r's, so the squares add up to W times their mean over W^2. One
+    process's number that is not finite makes the result not finite in all.
+
+    Args:
+        norm: of any shape, the same in every process; so is the result.
+    """
+    return norm if world_size() == 1 else (averaged(norm.square()) / world_size()).sqrt()
+
+
 def true_everywhere(flag: Tensor) -> bool:
     """Whether a 0-dim flag holds in every process, so that all take the same decision. Waits for the device."""
     return bool(averaged(flag.float()) == 1.0)
@@ -41,6 +56,6 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad = averaged(parameter.grad)
 
 
-def all_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether every gradient is finite. After `average_gradients`, all processes see the same. Waits for the device."""
-    return bool(torch.stack([p.grad.isfinite().all() for p in parameters if p.grad is not None]).all())
+def all_finite(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Whether every gradient is finite, 0-dim. After `average_gradients`, all processes see the same."""
+    return torch.stack([p.grad.isfinite().all() for p in parameters if p.grad is not None]).all()

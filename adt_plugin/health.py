@@ -6,6 +6,10 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from adt_plugin.distributed import rank, true_everywhere
+
 if TYPE_CHECKING:
     from adt_plugin.turn import TurnReport
 
@@ -29,7 +33,7 @@ class BadTurnsError(RuntimeError):
 
 
 class Health:
-    """Looks at every turn of a run.
+    """Looks at every turn of a run. Whether it ends the run, every process decides alike; the first one warns.
 
     Args:
         max_bad_turns: so many turns in a row that are not finite end the run; 0 lets it go on.
@@ -46,7 +50,7 @@ class Health:
         Raises:
             BadTurnsError: the last `max_bad_turns` turns were not finite.
         """
-        if is_bad(report):
+        if report.skipped:
             self._count_bad(report)
             return
         self.bad_in_a_row = 0
@@ -56,7 +60,7 @@ class Health:
     def _count_bad(self, report: TurnReport) -> None:
         self.bad_turns += 1
         self.bad_in_a_row += 1
-        logger.warning("turn %d was not finite and has been dropped (%d so far).", report.turn, self.bad_turns)
+        _warn("turn %d was not finite and has been dropped (%d so far).", report.turn, self.bad_turns)
         if self.bad_in_a_row == self.max_bad_turns:
             raise BadTurnsError(diagnosis(report, self.bad_in_a_row))
 
@@ -66,22 +70,27 @@ class Health:
             return
         self.in_a_row[warning] = self.in_a_row[warning] + 1 if holds else 0
         if self.in_a_row[warning] == PATIENCE:
-            logger.warning(warning, PATIENCE)
+            _warn(warning, PATIENCE)
 
 
-def is_bad(report: TurnReport) -> bool:
-    """Whether a side of the turn was dropped."""
-    return report.skipped or not math.isfinite(report.loss_d)
+def _warn(message: str, *values: int) -> None:
+    """Once for all processes."""
+    if rank() == 0:
+        logger.warning(message, *values)
 
 
 def diagnosis(report: TurnReport, turns: int) -> str:
-    """Where the numbers stopped being finite, and what to turn."""
-    if not report.real.isfinite().all():
+    """Where the numbers stopped being finite, in any process, and what to turn."""
+    if not _finite_everywhere(report.real):
         found, way = "decoded training images", "set --adt_decode_dtype fp32, or check the VAE and the cached latents"
-    elif not report.gen.isfinite().all():
+    elif not _finite_everywhere(report.gen):
         found, way = "generated images", "the model itself diverges: lower the learning rate, or --adt_weight"
     elif not math.isfinite(report.loss_d):
         found, way = "the discriminator's scores", "set --adt_decode_dtype fp32, or lower --adt_disc_lr"
     else:
         found, way = "the adversarial gradient", "set --adt_decode_dtype fp32, or lower --adt_weight"
     return f"{turns} turns in a row were not finite, first in {found}: {way} (--adt_max_bad_turns {turns} ends the run)."
+
+
+def _finite_everywhere(tensor: Tensor) -> bool:
+    return true_everywhere(tensor.isfinite().all())

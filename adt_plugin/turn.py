@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from adt_plugin import gradient_path, sampling
-from adt_plugin.balance import GradientBalance
+from adt_plugin.balance import GradientBalance, at_least_float32
 from adt_plugin.config import ADTConfig, ConfigError
 from adt_plugin.crop import draw_window
 from adt_plugin.discriminator import Discriminator, Observation
 from adt_plugin.discriminator.losses import discriminator_hinge, generator_loss
-from adt_plugin.distributed import all_finite, average_gradients, rank, true_everywhere
+from adt_plugin.distributed import all_finite, average_gradients, averaged, joined_norm, rank, true_everywhere
 from adt_plugin.memory import GraphMemory
 from adt_plugin.offload import Offload
 from adt_plugin.rng import draw_seed, preserved_rng
@@ -29,7 +29,7 @@ STAGES = ("unroll", "decode", "observe", "gradient", "replay", "discriminator")
 
 @dataclass
 class TurnReport:
-    """What happened in a turn; numbers are plain Python floats.
+    """What happened in a turn; numbers are plain Python floats, and with several processes those of the joined batch.
 
     Attributes:
         turn: counts from 1.
@@ -41,7 +41,7 @@ class TurnReport:
         grad_norm: of the adversarial gradient at the denoiser's output, as applied; 0 when none was.
         grad_norm_raw: the same before balancing; grad_norm_diffusion: running mean of the diffusion loss's.
         step_grad_norms: norm of dL_G/do_i for every step walked, before balancing; empty in the warm-up.
-        skipped: the gradient was not finite and was dropped.
+        skipped: a gradient of either side was not finite, in any process, and both sides' were dropped in all.
         seconds: wall time per stage, if the configuration asks for it.
         gen, real, scores: `(B, 3, H, W)` images and per-pair scores of generated images `(B,)`, for pictures.
     """
@@ -71,7 +71,7 @@ class _AppliedGradient:
 
     raw: Tensor
     applied: Tensor
-    by_step: list[Tensor]
+    by_step: Tensor
     masked: list[int]
 
 
@@ -174,7 +174,12 @@ class AdversarialTurn:
             loss_scale: factor by which the backward pass multiplies the loss (gradient scaler, 1 / accumulation steps).
         """
         if prediction.requires_grad:
-            prediction.register_hook(lambda grad: self.balance.diffusion.update(grad.float().norm() / loss_scale))
+            # A collective inside the backward: it is every process's first there, before any of DistributedDataParallel's.
+            prediction.register_hook(lambda grad: self.balance.diffusion.update(self._joined_norm_of(grad, loss_scale)))
+
+    @staticmethod
+    def _joined_norm_of(gradient: Tensor, loss_scale: float) -> Tensor:
+        return joined_norm(at_least_float32(gradient).norm() / loss_scale)
 
     def __call__(
         self,
@@ -183,6 +188,7 @@ class AdversarialTurn:
         real: Tensor | None = None,
         backward: Callable[[Tensor], None] = torch.Tensor.backward,
         unroll_denoiser: Denoiser | None = None,
+        overflowed: Callable[[], bool] | None = None,
     ) -> TurnReport:
         """Run one turn.
 
@@ -193,6 +199,8 @@ class AdversarialTurn:
                 through the same decoder.
             backward: as `accelerator.backward`, so that loss scaling and accumulation apply to the replayed steps.
             unroll_denoiser: a cheaper way to call the same network without gradient; None uses `denoiser`.
+            overflowed: asked after the replay, whether the loop's loss scaler has an infinity in `p.grad` and will skip its
+                step; the heads then skip theirs.
         """
         clock = StageClock(self.config.profile, latents.device)
         clean = latents.detach().to(torch.promote_types(latents.dtype, torch.float32))
@@ -212,13 +220,17 @@ class AdversarialTurn:
                 if adversarial:
                     with clock.stage("gradient"):
                         applied, gradients = self._balanced_gradients(loss_g, path, masked)
-            if adversarial:
+            with clock.stage("discriminator"):
+                losses_d = self._discriminator_gradients(observed.detached())
+                sound = self._is_sound(losses_d[0], applied)
+            if adversarial and sound:
                 with clock.stage("replay"):
                     gradient_path.replay(denoiser, path, gradients, self.memory.measuring(backward, denoiser, clean))
             with clock.stage("discriminator"):
-                losses_d = self._train_discriminator(observed.detached())
+                if sound and (overflowed is None or true_everywhere(torch.tensor(not overflowed(), device=latents.device))):
+                    self.optimizer.step()
         self.turns += 1
-        return self._report(path, applied, loss_g, losses_d, clock, gen, real, scores)
+        return self._report(path, applied, sound, loss_g, losses_d, clock, gen, real, scores)
 
     def _unroll(
         self, denoiser: Denoiser, clean: Tensor, record: bool, joined_denoiser: Denoiser | None = None
@@ -262,37 +274,36 @@ class AdversarialTurn:
     def _balanced_gradients(
         self, loss_g: Tensor, path: Unroll, masked: list[int]
     ) -> tuple[_AppliedGradient, dict[int, Tensor]]:
-        """dL_G/do_i of the masked steps, scaled and bounded; none of them if any process has one that is not finite.
-
-        The decision waits for the device, once: replaying with a gradient of zero would still multiply it by whatever
-        made the path overflow.
-        """
+        """dL_G/do_i of the masked steps, scaled and bounded by their norm over the joined batch."""
         gradients = gradient_path.leaf_gradients(loss_g, path)
-        by_step = [gradient.norm() for gradient in gradients]
-        raw = torch.stack([by_step[i] for i in masked]).norm()
+        by_step = joined_norm(torch.stack([gradient.norm() for gradient in gradients]))
+        raw = by_step[masked].norm()
         factor = self.balance.scale(raw)
-        if not true_everywhere(raw.isfinite()):
-            return _AppliedGradient(raw, torch.zeros_like(raw), by_step, masked), {}
         return _AppliedGradient(raw, raw * factor, by_step, masked), {i: gradients[i] * factor for i in masked}
 
-    def _train_discriminator(self, observed: Observation) -> tuple[Tensor, Tensor]:
-        """One hinge step of the heads; returns the loss and the mean score of the positive pairs.
-
-        A loss that is not finite leaves the heads as they are.
-        """
+    def _discriminator_gradients(self, observed: Observation) -> tuple[Tensor, Tensor]:
+        """The hinge's gradient in the heads, of the joined batch; returns the loss and the mean score of positive pairs."""
         score_real, score_gen = self.discriminator.scores(observed)
         loss = discriminator_hinge(score_real, score_gen)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.discriminator.parameters())
-        if all_finite(self.discriminator.parameters()):
-            self.optimizer.step()
         return loss.detach(), score_real.detach().mean()
+
+    def _is_sound(self, loss_d: Tensor, applied: _AppliedGradient | None) -> bool:
+        """Whether both sides' gradients are finite. If not, neither is used: the replay would multiply even a gradient of
+        zero by whatever made the path overflow.
+
+        Everything asked here is of the joined batch, so that every process decides alike. Waits for the device, once.
+        """
+        finite = all_finite(self.discriminator.parameters()) & averaged(loss_d).isfinite()
+        return bool(finite if applied is None else finite & applied.raw.isfinite().to(finite.device))
 
     def _report(
         self,
         path: Unroll,
         applied: _AppliedGradient | None,
+        sound: bool,
         loss_g: Tensor,
         losses_d: tuple[Tensor, Tensor],
         clock: StageClock,
@@ -303,12 +314,11 @@ class AdversarialTurn:
         """Fetch all numbers from the device at once."""
         zero = torch.zeros_like(losses_d[0])
         diffusion = self.balance.diffusion.value
-        heads = [loss_g, *losses_d, scores.mean(), applied.applied if applied else zero, applied.raw if applied else zero]
-        heads.append(zero if diffusion is None else diffusion)
-        numbers = torch.stack(
-            [n.detach().float().to(zero.device) for n in heads + (applied.by_step if applied else [])]
-        ).tolist()
-        loss_g_value, loss_d, score_real, score_gen, grad_norm, raw, grad_norm_diffusion, *by_step = numbers
+        raw, used = (applied.raw, applied.applied if sound else zero) if applied else (zero, zero)
+        heads = [loss_g, *losses_d, scores.mean(), used, raw, zero if diffusion is None else diffusion]
+        by_step = list(applied.by_step) if applied else []
+        numbers = averaged(torch.stack([n.detach().float().to(zero.device) for n in heads + by_step])).tolist()
+        loss_g_value, loss_d, score_real, score_gen, grad_norm, grad_norm_raw, grad_norm_diffusion, *step_grad_norms = numbers
         return TurnReport(
             turn=self.turns,
             warmup=self.turns <= self.config.warmup,
@@ -319,10 +329,10 @@ class AdversarialTurn:
             score_real=score_real,
             score_gen=score_gen,
             grad_norm=grad_norm,
-            grad_norm_raw=raw,
+            grad_norm_raw=grad_norm_raw,
             grad_norm_diffusion=grad_norm_diffusion,
-            step_grad_norms=by_step,
-            skipped=not math.isfinite(raw),
+            step_grad_norms=step_grad_norms,
+            skipped=not sound,
             seconds=clock.seconds,
             gen=gen.detach(),
             real=real,

@@ -22,7 +22,8 @@ Cell = dict[str, Any]
 WORDS = {"passed": "works", "failed": "FAILS", "skipped": "not in this version"}
 
 NOT_RUN = {
-    "`--mixed_precision fp16`, `--full_fp16`": "needs a GPU",
+    "`--mixed_precision fp16`, `--full_fp16`": "accelerate refuses them on a CPU; docs/reliability.md has what was tested",
+    "LoRA with several processes": "fails in the plain host on a CPU; docs/reliability.md has what was tested",
     "`--xformers`, `--mem_eff_attn`, sage attention": "need a GPU",
     "8-bit and paged optimizers": "need a GPU",
     "`--cpu_offload_checkpointing`": "needs a GPU: the host itself fails without CUDA",

@@ -92,11 +92,16 @@ def load_backbone(name: str, blocks: Sequence[int] | None = None, dtype: torch.d
     from transformers import AutoImageProcessor, AutoModel
 
     try:
-        processor = AutoImageProcessor.from_pretrained(name, use_fast=False)
-        model = AutoModel.from_pretrained(name, torch_dtype=dtype, use_safetensors=True)
+        # Said explicitly: left out, transformers asks on the terminal whether to run a model's own code.
+        processor = AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
+        model = AutoModel.from_pretrained(name, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         where = "the folder" if Path(name).exists() else "it: without network access pass a local folder"
         reason = str(error).strip().splitlines()[0]
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"--adt_backbone {name} brings code of its own, which is never run: use a model that transformers knows."
+            ) from error
         raise ConfigError(f"--adt_backbone {name} could not be loaded, check {where} ({reason}).") from error
     model = getattr(model, "vision_model", model)  # CLIP and SigLIP carry a text half
     depth, patch_size = getattr(model.config, "num_hidden_layers", None), getattr(model.config, "patch_size", None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from adt_plugin.host.conventions import Arguments, Convention, Place, only_tensor
@@ -78,9 +79,13 @@ class DenoiserCall:
             return convention.unpack(only_tensor(self.module(*args, **kwargs)), x)
 
     def without_checkpointing(self, x: Tensor, t: Tensor) -> Tensor:
-        """The same for a call without gradient: checkpointing, which only works in train mode, would waste time."""
-        with evaluating(self.module):
-            return self(x, t)
+        """The same for a call without gradient: checkpointing, which only works in train mode, would waste time.
+
+        The network inside a DistributedDataParallel is called: the wrapper would broadcast its buffers at every call.
+        """
+        module = self.module.module if isinstance(self.module, DistributedDataParallel) else self.module
+        with evaluating(module):
+            return replace(self, module=module)(x, t)
 
 
 @contextmanager

@@ -9,8 +9,10 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import toml
+from accelerate import DistributedType
 
 from adt_plugin import sampling
 from adt_plugin.config import ADTConfig, ConfigError
@@ -49,6 +51,9 @@ OTHER_TRAINERS = (
     "sdxl_train_leco.py",
 )
 """The host's trainers that are not served; a name that is neither here nor served is a fork's own trainer."""
+
+SERVED_PROCESSES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""How accelerate may spread a run: each of the others takes gradients or optimizer steps into its own hands."""
 
 PREVIEW_SIZE = (128, 128)
 """Of latents, for the check of the grid before any batch exists."""
@@ -166,6 +171,21 @@ def _check_grid(args: argparse.Namespace, config: ADTConfig, family: Family) -> 
         raise ConfigError(
             f"--min_timestep and --max_timestep leave no step of the inference grid to train (it has {walked}): "
             "widen them, or raise --adt_steps or --adt_start_max."
+        )
+
+
+def check_processes(config: ADTConfig, accelerator: Any) -> None:
+    """Whether the host's accelerator spreads the run in a way that a turn can follow.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if accelerator.distributed_type not in SERVED_PROCESSES:
+        kind = accelerator.distributed_type.value
+        raise ConfigError(f"--adt does not work under {kind}: turn it off in accelerate's configuration, or remove --adt.")
+    if accelerator.num_processes > 1 and config.memory == "fast":
+        raise ConfigError(
+            "--adt_memory fast does not work with several processes, whose gradients are joined one pass at a time: use low."
         )
 
 

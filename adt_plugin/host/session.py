@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import DistributedType
 from torch import Tensor, nn
 
 from adt_plugin.config import OWN_DECODER, ADTConfig, ConfigError
@@ -22,7 +21,7 @@ from adt_plugin.discriminator import Discriminator, load_backbone
 from adt_plugin.health import BadTurnsError, Health
 from adt_plugin.host import entry
 from adt_plugin.host.calls import DenoiserCall
-from adt_plugin.host.checks import check_warmup, trained_range
+from adt_plugin.host.checks import check_processes, check_warmup, trained_range
 from adt_plugin.host.conventions import only_tensor
 from adt_plugin.host.decoding import LatentDecoder, TinyDecoder, load_tiny_decoder, resolve_dtype
 from adt_plugin.host.families import ACCELERATOR, METADATA, METADATA_OBJECT, Family
@@ -140,15 +139,10 @@ class Session:
     def on_accelerator(self, accelerator: Any) -> None:
         """The host made its accelerator."""
         self.accelerator = accelerator
-        if accelerator.num_processes > 1:
-            entry.stop(
-                ConfigError("--adt does not train on several processes yet: launch with --num_processes 1, or remove --adt.")
-            )
-        if accelerator.distributed_type != DistributedType.NO:
-            kind = accelerator.distributed_type.value
-            entry.stop(
-                ConfigError(f"--adt does not work under {kind}: turn it off in accelerate's configuration, or remove --adt.")
-            )
+        try:
+            check_processes(self.config, accelerator)
+        except ConfigError as error:
+            entry.stop(error)
         patch_attribute(accelerator, "prepare", self._around_prepare)
         patch_attribute(accelerator, "backward", self._around_backward)
         self.states.register(accelerator)
@@ -219,6 +213,12 @@ class Session:
         scaler = self.accelerator.scaler
         return (scaler.get_scale() if scaler is not None else 1.0) / self.accelerator.gradient_accumulation_steps
 
+    def _overflowed(self) -> bool:
+        """Whether the scaler will find an infinity in the gradients of the host's optimizers, and skip their step."""
+        groups = (group for optimizer in self.accelerator._optimizers for group in optimizer.param_groups)
+        gradients = [parameter.grad for group in groups for parameter in group["params"] if parameter.grad is not None]
+        return bool(gradients) and not bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
+
     def _around_backward(self, original: Function) -> Function:
         def backward(loss: Tensor, **kwargs: Any) -> None:
             original(loss, **kwargs)
@@ -270,6 +270,7 @@ class Session:
                 latents,
                 backward=backward,
                 unroll_denoiser=self._guided(call, lambda call: call.without_checkpointing),
+                overflowed=self._overflowed if self.accelerator.scaler is not None else None,
             )
         finally:
             self.in_turn = False
@@ -283,9 +284,10 @@ class Session:
             entry.stop(BadTurnsError(f"{error} Everything is saved in {self._save_everything()}: --resume goes on from there."))
 
     def _save_everything(self) -> Path:
-        """The host's whole state and the plugin's, as for --save_state."""
+        """The host's whole state and the plugin's, as for --save_state; every process ends up here together."""
         folder = Path(self.args.output_dir) / f"{self._name()}-adt-stopped-state"
         self.accelerator.save_state(str(folder))
+        self.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one ends
         return folder
 
     def _guided(self, call: DenoiserCall, denoiser: Callable[[DenoiserCall], Denoiser]) -> Denoiser:

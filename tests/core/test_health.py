@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -42,10 +43,54 @@ def test_a_bad_image_is_dropped_and_the_next_turns_are_sound(first: int, value: 
     turn.decode = FaultyDecode(first, first + 1, value)
     reports = turns(turn, net, 5)
     bad = (first - 1) // 2
-    assert [health.is_bad(report) for report in reports] == [i == bad for i in range(5)]
+    assert [report.skipped for report in reports] == [i == bad for i in range(5)]
     assert all(tensor.isfinite().all() for tensor in turn.discriminator.state_dict().values())
     assert net.gradients().isfinite().all()
     assert reports[-1].grad_norm > 0
+
+
+def nan_gradient(turn: AdversarialTurn) -> None:
+    """The images are sound, what comes back through the decoder is not: the generator's side alone."""
+
+    def decode(latents: Tensor) -> Tensor:
+        images = toy_decode(latents)
+        if images.requires_grad:
+            images.register_hook(lambda gradient: gradient * float("nan"))
+        return images
+
+    turn.decode = decode
+
+
+def nan_real_images(turn: AdversarialTurn) -> None:
+    """A unary score of generated images never sees them: the discriminator's side alone."""
+    turn.decode = lambda latents: toy_decode(latents) * (float("nan") if is_real(latents) else 1.0)
+
+
+def is_real(latents: Tensor) -> bool:
+    """Whether these are the training images' own."""
+    return torch.equal(latents, toy_latents())
+
+
+def infinite_scores(turn: AdversarialTurn) -> None:
+    """Of both sides."""
+    compare = turn.discriminator.score.compare
+    turn.discriminator.score.compare = lambda first, second: compare(first, second) * float("inf")  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"), [(nan_gradient, "siamese"), (nan_real_images, "unary"), (infinite_scores, "siamese")]
+)
+def test_a_fault_on_one_side_drops_the_turn_on_both(fault: Callable[[AdversarialTurn], None], kind: str) -> None:
+    turn, net = toy_turn(disc_type=kind), ToyDenoiser()
+    fault(turn)
+    diffusion_backward(turn, net, toy_latents())
+    alone = net.gradients().clone()
+    heads = [parameter.clone() for parameter in turn.discriminator.score.heads.parameters()]
+    report, calls = turn(net, toy_latents()), net.calls
+    assert report.skipped and report.grad_norm == 0.0
+    assert calls == 1 + report.start  # the host's own and the unroll: nothing was replayed
+    assert torch.equal(net.gradients(), alone)
+    assert all(torch.equal(a, b) for a, b in zip(heads, turn.discriminator.score.heads.parameters(), strict=True))
 
 
 class DivergingDenoiser(ToyDenoiser):
@@ -112,3 +157,12 @@ def test_a_warmup_is_no_lost_game(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2 * health.PATIENCE):
         watch.examine(warming)
     assert not caplog.records
+
+
+def test_a_discriminator_that_really_has_won_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    turn, net, watch = toy_turn(weight=0.0, disc_lr=0.01), ToyDenoiser(), Health(0)
+    turn.decode = lambda latents: toy_decode(latents) if is_real(latents) else torch.ones_like(toy_decode(latents))
+    with caplog.at_level(logging.WARNING):
+        for report in turns(turn, net, 3 * health.PATIENCE):
+            watch.examine(report)
+    assert len(caplog.records) == 1 and "the discriminator has told every pair apart for 50 turns" in caplog.text

@@ -102,6 +102,19 @@ def test_a_disk_that_refuses_ends_the_writing_with_one_warning(tmp_path: Path, c
     assert len(caplog.records) == 1
 
 
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("name", ["x-adt.jsonl", "x-adt-000001.png"])
+def test_a_full_disk_ends_the_writing_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    (tmp_path / name).symlink_to(FULL)
+    with caplog.at_level(logging.WARNING):
+        monitor = Monitor(tmp_path, "x", 1, {})
+        assert [monitor.record(report, 0) for report in reports(3)] == [None, None, None]
+    assert len(caplog.records) == 1 and "No space left on device" in caplog.text
+
+
 def test_the_numbers_for_bar_and_trackers_carry_their_prefix() -> None:
     assert set(scalars(reports(1)[0])) == {
         f"adt/{name}" for name in ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from adtruns import assert_same_weights
 from fakehost import LAYOUTS, SCRIPT, write_fake_host
 from fakehost import run_python as python
+
+from tinyhost.run import SITE, TinyRun
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PTH = REPOSITORY / "adt_plugin" / "host" / "adt_plugin.pth"
@@ -69,7 +74,16 @@ def broken_plugin(folder: Path) -> None:
     (folder / "adt_plugin" / "__init__.py").write_text("raise RuntimeError('broken')")
 
 
-@pytest.mark.parametrize("damage", [lambda folder: None, broken_plugin], ids=["package gone", "package broken"])
+def broken_entry(folder: Path) -> None:
+    shutil.copytree(REPOSITORY / "adt_plugin", folder / "adt_plugin", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "adt_plugin" / "host" / "entry.py").write_text("def install(:\n")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda folder: None, broken_plugin, broken_entry],
+    ids=["package gone", "package broken", "a syntax error in a module"],
+)
 def test_a_damaged_installation_leaves_python_and_the_host_running(tmp_path: Path, damage) -> None:  # noqa: ANN001
     """The `.pth` file alone in a site folder, as after half an uninstallation."""
     (tmp_path / PTH.name).write_text(PTH.read_text())
@@ -81,7 +95,17 @@ def test_a_damaged_installation_leaves_python_and_the_host_running(tmp_path: Pat
     assert (bare.returncode, bare.stdout, bare.stderr) == (0, "started\n", "")
     run = python("-I", "-S", "-c", start + "import runpy; runpy.run_path('host/train_network.py')", cwd=tmp_path)
     assert (run.returncode, run.stdout) == (0, "verified by the host\nmodel loaded\n")
-    assert run.stderr.startswith("adt_plugin could not be loaded, so --adt is not available:") and run.stderr.count("\n") == 1
+    (said,) = set(run.stderr.splitlines())
+    assert said.startswith("adt_plugin could not ") and "so --adt is not available: " in said
+
+
+@pytest.mark.parametrize("damage", [broken_plugin, broken_entry], ids=["package broken", "a syntax error in a module"])
+def test_a_damaged_plugin_leaves_the_real_host_training_as_without_it(run_tiny: TinyRun, tmp_path: Path, damage) -> None:  # noqa: ANN001
+    """The start-up file of the installation, and a package that cannot be imported."""
+    damage(tmp_path)
+    damaged = run_tiny(env={"PYTHONPATH": os.pathsep.join([str(tmp_path), str(SITE)])})
+    assert "so --adt is not available: " in damaged.stderr
+    assert_same_weights(damaged, run_tiny(env={"ADT_PLUGIN_DISABLE": "1"}))
 
 
 def test_wheel_and_editable_install_both_carry_the_start_up_file(tmp_path: Path) -> None:

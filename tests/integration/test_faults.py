@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pytest
 from adtruns import rows
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from adt_plugin import state
 from tinyhost.models import HostModel
-from tinyhost.run import TinyRun
+from tinyhost.run import SCRIPT, TinyRun, end_group, host_arguments, host_environment
+
+Options = tuple[str | Path, ...]
 
 
 def with_broken_decoder(model: HostModel, folder: Path) -> HostModel:
@@ -24,8 +31,16 @@ def with_broken_decoder(model: HostModel, folder: Path) -> HostModel:
     return dataclasses.replace(model, checkpoint=checkpoint)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_stops_the_rows_and_not_the_training(run_tiny: TinyRun, adt_options: Options, tmp_path: Path) -> None:
+    (tmp_path / "tiny-adt.jsonl").symlink_to("/dev/full")
+    run = run_tiny("--max_train_steps", "3", *adt_options, output_dir=tmp_path).check()
+    assert all(tensor.isfinite().all() for tensor in run.saved().values())
+    assert " ".join(run.log.split()).count("no more ADT rows and pictures, training goes on") == 1
+
+
 def test_a_decoder_that_gives_nan_ends_the_run_with_its_state_saved(
-    run_tiny: TinyRun, adt_options: tuple[str | Path, ...], tiny_sd: HostModel, tmp_path: Path
+    run_tiny: TinyRun, adt_options: Options, tiny_sd: HostModel, tmp_path: Path
 ) -> None:
     model = with_broken_decoder(tiny_sd, tmp_path)
     run = run_tiny("--max_train_steps", "8", *adt_options, "--adt_max_bad_turns", "3", model=model)
@@ -39,3 +54,38 @@ def test_a_decoder_that_gives_nan_ends_the_run_with_its_state_saved(
     assert (folder / state.TENSORS).is_file() and str(folder) in sentence.replace("\n", "")
     resumed = run_tiny("--max_train_steps", "4", "--resume", folder, env={"ADT_PLUGIN_DISABLE": "1"}).check()
     assert all(tensor.isfinite().all() for tensor in resumed.saved().values())
+
+
+def killed_after(state_file: Path, arguments: list[str], host_dir: Path, environment: dict[str, str]) -> None:
+    """Start the host, and end it with signal 9 as soon as the file is there."""
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *arguments], cwd=host_dir, env=environment, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not state_file.exists():
+            assert process.poll() is None and time.monotonic() < deadline, "the host ended by itself"
+            time.sleep(0.002)
+    finally:
+        end_group(process)
+
+
+def test_a_killed_run_goes_on_from_its_last_state(
+    run_tiny: TinyRun,
+    host_dir: Path,
+    tiny_sd: HostModel,
+    tiny_images: Path,
+    adt_options: Options,
+    tmp_path: Path,
+) -> None:
+    saving = ("--max_train_steps", "1000", "--save_state", "--save_every_n_steps", "1")
+    arguments = [*host_arguments(SCRIPT, tiny_sd, tiny_images, tmp_path), *map(str, (*saving, *adt_options))]
+    environment = host_environment(tiny_sd.family, tmp_path, hub_cache=tiny_sd.tokenizers)
+    killed_after(tmp_path / "tiny-step00000003-state" / state.TENSORS, arguments, host_dir, environment)
+    for path in tmp_path.glob(f"*-state/{state.TENSORS}"):
+        with safe_open(path, framework="pt") as file:
+            assert "manifest" in file.metadata()
+    folder = tmp_path / "tiny-step00000002-state"
+    run = run_tiny("--max_train_steps", "4", *adt_options, "--resume", folder).check()
+    assert [(row["turn"], row["step"]) for row in rows(run)][:2] == [(3, 2), (4, 3)]

@@ -92,3 +92,43 @@ def test_a_discriminator_trained_elsewhere(
     assert heads and all(torch.equal(first[name], second[name]) for name in heads)
     wrong = run_tiny(*SAVE, *adt_options, "--adt_disc_weights", tmp_path / "none.safetensors")
     assert wrong.returncode == 1 and "adt_plugin: --adt_disc_weights: " in wrong.stderr
+
+
+NO_TURNS = ("--adt_every", "1000", "--adt_weight", "0", "--adt_warmup", "0")
+"""The resumed step is no multiple; with a weight of 0 the plugin does not ask for a turn."""
+
+
+def test_the_restored_state_is_the_saved_one_tensor_for_tensor(
+    saved: tuple[str, CompletedRun], run_tiny: TinyRun, adt_options: Options
+) -> None:
+    """A resumed run without a turn saves what it has restored; only the diffusion loss's norm has been watched on."""
+    script, first = saved
+    run = run_tiny(*RESUMED, *adt_options, *NO_TURNS, "--resume", state_folder(first, 2), script=script).check()
+    assert not rows(run)
+    last = next(run.output_dir.glob("tiny-step*-state"))
+    before, after = (load_file(folder / state.TENSORS) for folder in (state_folder(first, 2), last))
+    assert before.keys() == after.keys() and len(before) > 50
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"balance.diffusion.total", "balance.diffusion.correction"}
+    manifests = [json.loads((folder / state.MANIFEST).read_text()) for folder in (state_folder(first, 2), last)]
+    assert manifests[1]["turns"] == manifests[0]["turns"] == 2 and manifests[1]["step"] >= 4
+
+
+def test_a_state_of_an_epoch_resumes(run_tiny: TinyRun, adt_options: Options) -> None:
+    """Four images, each four times, in batches of four: an epoch has four steps."""
+    epochs = ("--train_batch_size", "4", "--max_train_epochs", "2", "--save_every_n_epochs", "1", "--save_state")
+    first = run_tiny(*epochs, *adt_options).check()
+    folder = first.output_dir / "tiny-000001-state"
+    assert json.loads((folder / state.MANIFEST).read_text())["turns"] == 4
+    run = run_tiny(*epochs, *adt_options, "--resume", folder)
+    assert run.check() and [(row["turn"], row["step"]) for row in rows(run)][:2] == [(5, 4), (6, 5)]
+
+
+def test_the_last_states_are_kept_whole_and_the_others_removed(run_tiny: TinyRun, adt_options: Options) -> None:
+    keep = ("--max_train_steps", "4", "--save_every_n_steps", "1", "--save_last_n_steps_state", "1", "--save_state")
+    first = run_tiny(*keep, *adt_options).check()
+    folders = sorted(first.output_dir.glob("tiny-step*-state"))
+    assert 0 < len(folders) < 3 and not state_folder(first, 1).exists()
+    turns = [json.loads((folder / state.MANIFEST).read_text())["turns"] for folder in folders]
+    run = run_tiny("--max_train_steps", "6", *adt_options, "--resume", folders[-1]).check()
+    assert rows(run)[0]["turn"] == turns[-1] + 1

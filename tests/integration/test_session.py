@@ -148,18 +148,62 @@ def test_a_denoiser_with_other_channels_ends_the_run(host: Host) -> None:
         host.forward()
 
 
-def test_several_processes_are_refused(tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
-    with pytest.raises(SystemExit, match="--num_processes 1"):
-        Host(tmp_path, tiny_dino)
-
-
-def test_deepspeed_chosen_in_accelerates_own_configuration_is_refused(
-    tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["MULTI_CPU", "MULTI_GPU"])
+def test_several_processes_are_served_and_kept_graphs_refused_there(
+    tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
-    with pytest.raises(SystemExit, match="--adt does not work under DEEPSPEED"):
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType[kind])
+    Host(tmp_path, tiny_dino, memory="auto")
+    with pytest.raises(SystemExit, match="--adt_memory fast does not work with several processes"):
+        Host(tmp_path, tiny_dino, memory="fast")
+
+
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "MULTI_XPU"])
+def test_what_accelerates_own_configuration_chooses_is_refused_by_name(
+    tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType[kind])
+    with pytest.raises(SystemExit, match=f"--adt does not work under {kind}: turn it off in accelerate's configuration"):
         Host(tmp_path, tiny_dino)
+
+
+def one_batch(host: Host, factor: float = 1.0) -> Tensor:
+    """The host's loss times a factor, backward and turn, from the same draws; the gradient, unscaled."""
+    torch.manual_seed(7)
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    host.optimizer = host.accelerator.prepare(torch.optim.SGD(host.unet.parameters(), lr=0.1))
+    host.accelerator.backward(factor * host.forward())
+    return host.gradient() / (host.accelerator.scaler.get_scale() if host.accelerator.scaler else 1.0)
+
+
+def heads(host: Host) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in host.session.discriminator.score.heads.parameters()]
+
+
+def test_a_loss_scaler_changes_neither_the_balance_nor_the_sum(tmp_path: Path, tiny_dino: Path) -> None:
+    """Accelerate has one for fp16 on a GPU; here a CPU's is put in its place."""
+    plain, scaled = (Host(tmp_path, tiny_dino, balance="ratio") for _ in range(2))
+    scaled.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    torch.testing.assert_close(one_batch(scaled), one_batch(plain))
+    norms = [host.session.turn.balance.diffusion.value for host in (scaled, plain)]
+    torch.testing.assert_close(*norms)
+    assert norms[0] > 0
+
+
+@pytest.mark.parametrize(("factor", "moved"), [(1.0, True), (float("inf"), False)])
+def test_the_heads_step_when_the_scaler_lets_the_host_step(tmp_path: Path, tiny_dino: Path, factor: float, moved: bool) -> None:
+    host = Host(tmp_path, tiny_dino)
+    host.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = heads(host)
+    one_batch(host, factor)
+    assert host.session.turn.turns == 1
+    assert moved != all(torch.equal(a, b) for a, b in zip(before, heads(host), strict=True))
+    weight = host.unet.layer.weight.clone()
+    host.optimizer.step()
+    assert moved != torch.equal(weight, host.unet.layer.weight)
+    assert host.accelerator.scaler.get_scale() == (4.0 if moved else 2.0)
 
 
 def test_models_without_an_accelerator_end_the_run(host: Host) -> None:

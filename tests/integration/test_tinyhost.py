@@ -130,9 +130,11 @@ def test_without_the_variable_the_usual_places_are_searched(tmp_path: Path, monk
     assert run.find_host() == beside
 
 
-def test_a_timeout_ends_the_launched_process_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own_group", [False, True])
+def test_a_timeout_ends_the_launched_process_too(tmp_path: Path, own_group: bool) -> None:
+    """torchrun's processes lead groups of their own."""
     launched = [sys.executable, "-c", "import time; time.sleep(60)"]
-    launcher = [sys.executable, "-c", f"import subprocess; subprocess.run({launched!r})"]
+    launcher = [sys.executable, "-c", f"import subprocess; subprocess.run({launched!r}, start_new_session={own_group})"]
     start = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired):
         run.run_to_end(launcher, tmp_path, dict(os.environ), timeout=1)

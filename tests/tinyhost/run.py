@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
+
+import psutil
 
 if TYPE_CHECKING:
     import torch
@@ -111,29 +115,43 @@ def run_host(
     launcher: Launcher = "python",
     env: Mapping[str, str] | None = None,
     cpu: bool = True,
+    processes: int = 1,
     timeout: float = 300,
 ) -> CompletedRun:
     """Run `script` of the host at `host_dir`; `args` come after the kit's defaults, and argparse lets the last one win.
 
-    `env` is laid over the environment. With `cpu=False` the host takes a GPU if there is one.
+    `env` is laid over the environment. With `cpu=False` the host takes a GPU if there is one. Several `processes` need one of
+    accelerate's launchers.
     Raises `subprocess.TimeoutExpired` (with what was printed so far) after ending all processes of the run.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    command = [*launch_command(launcher, cpu), script, *host_arguments(script, model, images, output_dir), *map(str, args)]
+    arguments = [*host_arguments(script, model, images, output_dir), *map(str, args)]
+    command = [*launch_command(launcher, cpu, processes), script, *arguments]
     variables = host_environment(model.family, output_dir, cpu, model.tokenizers) | dict(env or {})
     returncode, stdout, stderr = run_to_end(command, host_dir, variables, timeout)
     return CompletedRun(returncode, stdout, stderr, output_dir)
 
 
-def launch_command(launcher: Launcher, cpu: bool = True) -> list[str]:
+def launch_command(launcher: Launcher, cpu: bool = True, processes: int = 1) -> list[str]:
     """What stands before the script's name."""
+    if processes > 1 and not launcher.startswith("accelerate"):
+        raise ValueError(f"{launcher} starts one process")
     if launcher == "python":
         return [sys.executable]
     if launcher == "module":
         return [sys.executable, "-m", "adt_plugin"]
-    flags = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    flags = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    if processes > 1:  # torchrun beneath; `ACCELERATE_USE_CPU` reaches the processes by the environment
+        flags += ["--multi_gpu", "--main_process_port", str(free_port())]
+        cpu = False
     plugin = ["-m", "adt_plugin"] if launcher == "accelerate-module" else []
     return [sys.executable, "-m", "accelerate.commands.launch", *flags, *(["--cpu"] if cpu else []), *plugin]
+
+
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def host_arguments(script: str, model: HostModel, images: Path, output_dir: Path) -> list[str]:
@@ -197,9 +215,14 @@ def run_to_end(command: list[str], cwd: Path, env: dict[str, str], timeout: floa
 
 
 def end_group(process: subprocess.Popen[str]) -> None:
-    """End a process that leads its own group, and everything it has started."""
+    """End a process, the group that it leads, and everything else it has started: torchrun's processes lead their own."""
+    started = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
     if hasattr(os, "killpg"):
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    for child in [process, *started]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     process.communicate()

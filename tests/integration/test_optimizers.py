@@ -1,0 +1,82 @@
+"""The host's optimizers and the hooks around them, in real runs that `watch.py` takes notes of."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adtruns import assert_trained_with_adt, rows
+from torch import Tensor
+
+from tinyhost.models import HostModel
+from tinyhost.run import SCRIPT, CompletedRun, TinyRun, host_arguments, host_environment, run_to_end
+
+WATCH = Path(__file__).with_name("watch.py")
+Options = tuple[str | Path, ...]
+
+
+@pytest.fixture
+def watched(host_dir: Path, tiny_sd: HostModel, tiny_images: Path, adt_options: Options, tmp_path: Path) -> Any:
+    """A run of four steps with `--adt`, and the notes of it: `watched("--network_dropout", "0.3")`."""
+
+    def run(*options: str) -> tuple[CompletedRun, dict[str, Any]]:
+        arguments = [*host_arguments(SCRIPT, tiny_sd, tiny_images, tmp_path), "--max_train_steps", "4", *adt_options, *options]
+        environment = host_environment(tiny_sd.family, tmp_path, hub_cache=tiny_sd.tokenizers)
+        command = [sys.executable, WATCH, tmp_path / "notes.json", SCRIPT, *arguments]
+        status, stdout, stderr = run_to_end([str(part) for part in command], host_dir, environment, 200)
+        completed = CompletedRun(status, stdout, stderr, tmp_path)
+        assert_trained_with_adt(completed, turns=4)
+        return completed, json.loads((tmp_path / "notes.json").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--network_dropout", "0.3", "--network_args", "rank_dropout=0.3", "module_dropout=0.3"),
+        ("--network_module", "networks.dylora"),
+    ],
+    ids=["dropout of three kinds", "DyLoRA"],
+)
+def test_a_replayed_step_is_the_unrolled_one(watched: Any, options: tuple[str, ...]) -> None:
+    """Both draw a network of their own at every call; a warm network, since a fresh LoRA gives zero whatever is dropped."""
+    run, notes = watched(*options, "--adt_grad_steps", "2", "--learning_rate", "0.1")
+    assert len(notes["replays"]) == sum(len(row["masked"]) for row in rows(run)) > 0
+    assert max(notes["replays"]) < 1e-5  # rounding; another draw changes the output by 1e-3 and more
+
+
+def test_the_clip_acts_on_the_sum(watched: Any) -> None:
+    run, notes = watched("--max_grad_norm", "0.001")
+    assert len(notes["stepped"]) == len(notes["clipped"]) == 4
+    assert all(before > 0.001 and after == pytest.approx(0.001, rel=1e-3) for before, after in notes["clipped"])
+    assert notes["stepped"] == pytest.approx([after for _, after in notes["clipped"]])
+
+
+def weight_norms(lora: dict[str, Tensor]) -> list[float]:
+    """Of every module's product, as the host measures it."""
+    norms = []
+    for name in (name.removesuffix(".lora_down.weight") for name in lora if name.endswith(".lora_down.weight")):
+        down, up = (lora[f"{name}.lora_{side}.weight"].float().flatten(1) for side in ("down", "up"))
+        norms.append(float((up @ down).norm() * lora[f"{name}.alpha"] / len(down)))
+    return norms
+
+
+@pytest.mark.parametrize("bound", [None, 0.05])
+def test_weight_norms_are_bounded_after_every_step(run_tiny: TinyRun, adt_options: Options, bound: float | None) -> None:
+    options = () if bound is None else ("--scale_weight_norms", str(bound))
+    run = run_tiny("--max_train_steps", "3", "--learning_rate", "0.1", *adt_options, *options)
+    assert_trained_with_adt(run, turns=3)
+    largest = max(weight_norms(run.saved()))
+    assert largest > 0.1 if bound is None else 0 < largest <= bound * 1.001
+
+
+def test_a_schedule_free_optimizers_turn_sees_the_weights_to_train_with(watched: Any) -> None:
+    """The host switches to the averaged weights around every saving, and back."""
+    run, notes = watched("--optimizer_type", "AdamWScheduleFree", "--save_every_n_steps", "1")
+    assert len(notes["modes"]) == 4 and all(modes and all(modes) for modes in notes["modes"])
+    assert len(notes["stepped"]) == 4 and all(norm > 0 for norm in notes["stepped"])
+    assert len(list(run.output_dir.glob("tiny-step*.safetensors"))) == 4
