@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from adt_plugin.config import OWN_DECODER, ADTConfig, ConfigError
 from adt_plugin.cost.models import BACKBONES, MODELS, LowRank, TrueSize, dinov2
 from adt_plugin.crop import Window
+from adt_plugin.decoding import LatentDecoder, LatentFormat, TinyDecoder
 from adt_plugin.discriminator import Discriminator
 from adt_plugin.discriminator.losses import discriminator_hinge, generator_loss
-from adt_plugin.host.decoding import LatentDecoder, LatentFormat, TinyDecoder
 from adt_plugin.sampling import Denoiser
 from adt_plugin.turn import AdversarialTurn
 

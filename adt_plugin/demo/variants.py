@@ -145,7 +145,7 @@ def cost_candidate(every: int, steps: int, grad_steps: int, decode_crop: int = 0
 COST_CANDIDATES = (
     *(cost_candidate(every, steps, grad_steps) for every in (1, 2, 4, 8) for steps in (5, 10) for grad_steps in (1, 2)),
     *(cost_candidate(every, 10, 4) for every in (1, 2, 4)),
-    *(cost_candidate(every, 10, 2, 8) for every in (1, 2, 3, 4)),
-    *(cost_candidate(every, 5, 2, 8) for every in (1, 2, 3, 4)),
+    *(cost_candidate(every, 5, 2, 8) for every in (1, 2, 4)),
+    cost_candidate(2, 10, 2, 8),
 )
 """What the defaults of `--adt_every`, `--adt_steps` and `--adt_grad_steps` are chosen among."""

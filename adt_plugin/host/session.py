@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from adt_plugin.config import OWN_DECODER, ADTConfig, ConfigError
+from adt_plugin.decoding import LatentDecoder, TinyDecoder, load_tiny_decoder, resolve_dtype
 from adt_plugin.discriminator import Discriminator, load_backbone
 from adt_plugin.health import BadTurnsError, Health
 from adt_plugin.host import entry
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.checks import check_processes, check_warmup, trained_range
 from adt_plugin.host.conventions import only_tensor
-from adt_plugin.host.decoding import LatentDecoder, TinyDecoder, load_tiny_decoder, resolve_dtype
 from adt_plugin.host.families import ACCELERATOR, METADATA, METADATA_OBJECT, Family
 from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.guidance import Guidance

@@ -14,8 +14,8 @@ from diffusers import AutoencoderTiny
 
 from adt_plugin import state
 from adt_plugin.config import ADTConfig, ConfigError
+from adt_plugin.decoding import load_tiny_decoder
 from adt_plugin.discriminator import load_backbone
-from adt_plugin.host.decoding import load_tiny_decoder
 from toys import toy_turn
 
 SHELL = "a b; touch pwned; $(touch pwned) `touch pwned` & 'x"

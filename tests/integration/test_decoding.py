@@ -12,7 +12,7 @@ from diffusers import AutoencoderTiny
 from torch import nn
 
 from adt_plugin.config import ConfigError
-from adt_plugin.host.decoding import LatentDecoder, LatentFormat, load_tiny_decoder, pixels_of, resolve_dtype
+from adt_plugin.decoding import LatentDecoder, LatentFormat, load_tiny_decoder, pixels_of, resolve_dtype
 from tinyhost.models import HostModel, seeded
 from tinyhost.run import TinyRun
 
