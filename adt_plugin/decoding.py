@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adt_plugin.config import OWN_DECODER, ConfigError
+
+LARGE = 512 * 512
+"""Pixels of an image whose decoder's graph is worth more than a second decode (ours: about 0.5 GB in bf16)."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,15 @@ class LatentDecoder(nn.Module):
         return cls(copy.deepcopy(vae.decoder), copy.deepcopy(getattr(vae, "post_quant_conv", None)), latent_format)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """`(B, C, h, w)` -> `(B, 3, H, W)` in float32, about [-1, 1]; one image after another."""
-        return torch.cat([self._decoded(image) for image in latents.split(1)])
+        """`(B, C, h, w)` -> `(B, 3, H, W)` in float32, about [-1, 1]; one image after another.
+
+        Of several large images nothing is kept for backward but their latents: each is decoded again when its gradient is
+        due, so that no more than one graph is alive.
+        """
+        large = latents.shape[-2] * latents.shape[-1] * self.latent_format.pixels**2 >= LARGE
+        again = large and len(latents) > 1 and torch.is_grad_enabled()
+        decode = partial(checkpoint, self._decoded, use_reentrant=False) if again else self._decoded
+        return torch.cat([decode(image) for image in latents.split(1)])
 
     def _decoded(self, latents: Tensor) -> Tensor:
         z = self.unscaled(latents).to(next(self.decoder.parameters()).dtype)

@@ -98,6 +98,27 @@ class BlockedVae(TinyVae):
         object.__setattr__(self.decoder, "up_blocks", [self.decoder[0], self.decoder[1]])  # seen, but run once
 
 
+def test_several_large_images_are_decoded_again_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    private = LatentDecoder.copied_from(BlockedVae(), LatentFormat(1.0, pixels=1))
+    latents = torch.randn(3, 4, 2, 2, requires_grad=True)
+
+    def decoded() -> tuple[torch.Tensor, torch.Tensor, int]:
+        calls = []
+        hook = private.decoder.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+        images = private(latents)
+        gradient = torch.autograd.grad(images.square().sum(), latents)[0]
+        hook.remove()
+        return images.detach(), gradient, len(calls)
+
+    images, gradient, calls = decoded()
+    monkeypatch.setattr("adt_plugin.decoding.LARGE", 4)
+    again, same_gradient, more_calls = decoded()
+    assert torch.equal(images, again) and torch.equal(gradient, same_gradient)
+    assert (calls, more_calls) == (3, 6)
+    latents = torch.randn(1, 4, 2, 2, requires_grad=True)
+    assert decoded()[2] == 1  # there is nothing to save with one image
+
+
 def test_checkpointed_blocks_give_the_same_images_and_gradients() -> None:
     vae = BlockedVae()
     private = LatentDecoder.copied_from(vae, LatentFormat(1.0))
