@@ -252,10 +252,18 @@ def growth_section(cells: dict[str, Any], scale: Scale) -> Iterator[str]:
         yield f"### Growth with {title}\n\n{found[0]} and up; m = 4, K = 1, whole image, s = 4."
         rows = (
             [str(measure(w)), f"{base.seconds:.3g}", f"{turn.seconds:.3g}", f"{turn.seconds / base.seconds:.2f}",
-             f"{turn.peak / GIB:.2f}", peak_ratio(base, turn)]
+             f"{run_ratio(base.parts, ADTConfig(), RUN_STEPS):.2f} x", f"{turn.peak / GIB:.2f}", peak_ratio(base, turn)]
             for w, base, turn in zip(found, bases, turns, strict=True)
         )  # fmt: skip
-        head = [title, "sd-scripts' step, s", "turn, s", "turn over step", "peak, GiB", "peak's ratio"]
+        head = [
+            title,
+            "sd-scripts' step, s",
+            "turn, s",
+            "turn over step",
+            "a run, default m, K, every",
+            "peak, GiB",
+            "peak's ratio",
+        ]
         yield "\n".join(table(head, rows))
         sizes = [measure(w) for w in found]
         yield exponents({f"{title}, sd-scripts' step": list(zip(sizes, (b.seconds for b in bases), strict=True)),

@@ -210,7 +210,14 @@ def write_toml(folder: Path, **keys: object) -> Path:
 
 def test_options_come_from_a_toml_file_and_the_command_line_wins(run_tiny: TinyRun, tiny_dino: Path, tmp_path: Path) -> None:
     config = write_toml(
-        tmp_path, adt=True, adt_backbone=str(tiny_dino), adt_image_size=56, adt_steps=6, adt_warmup=1, adt_blocks=[2, 4]
+        tmp_path,
+        adt=True,
+        adt_backbone=str(tiny_dino),
+        adt_image_size=56,
+        adt_steps=6,
+        adt_every=1,
+        adt_warmup=1,
+        adt_blocks=[2, 4],
     )
     run = run_tiny(*STEPS, "--config_file", config, "--adt_steps", "3")
     assert_trained_with_adt(run, turns=4)

@@ -1,0 +1,54 @@
+"""The sample files for cards of a given size: what they say of time and memory is what is counted for them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from adt_plugin.config import ADTConfig
+from adt_plugin.cost.cli import cost_parser, with_config_file, workload_of
+from adt_plugin.cost.count import counted_parts, counted_peaks, kept_graphs
+from adt_plugin.cost.formula import run_ratio
+
+
+def card(preset: Path) -> int:
+    """GB of the card in the file's name."""
+    return int(re.findall(r"_(\d+)gb", preset.name)[0])
+
+
+SAMPLES = Path(__file__).resolve().parents[2] / "sample_configs"
+PRESETS = sorted(SAMPLES.glob("*_*gb.toml"), key=card)
+GIB, GB = 2**30, 10**9
+ROOM = 1.4
+"""GB that a preset leaves for what is not counted."""
+
+
+def said(preset: Path) -> tuple[float, float]:
+    """(peak in GiB, time of the run over the plain one) in the file's head."""
+    found = re.search(r"peak ([\d.]+) GiB, ([\d.]+) times", preset.read_text(encoding="utf-8"))
+    assert found, preset
+    return float(found[1]), float(found[2])
+
+
+def test_there_is_a_preset_for_every_usual_card() -> None:
+    assert [card(preset) for preset in PRESETS] == [8, 12, 16, 24]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
+def test_a_preset_leaves_room_on_its_card_and_costs_at_most_three_plain_runs(preset: Path) -> None:
+    peak, run = said(preset)
+    assert peak * GIB <= (card(preset) - ROOM) * GB
+    assert run <= 3.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
+def test_what_a_preset_says_is_what_is_counted(preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the true backbone, not the tiny one of these tests
+    given = with_config_file(cost_parser(), ["--model", preset.name.partition("_")[0], "--config_file", str(preset)])
+    config, workload = ADTConfig.from_namespace(given), workload_of(given)
+    peak = counted_peaks(workload, config).keeping(kept_graphs(config)) / GIB
+    run = run_ratio(counted_parts(workload, config), config, given.max_train_steps)
+    assert said(preset) == (pytest.approx(peak, abs=0.006), pytest.approx(run, abs=0.006))
