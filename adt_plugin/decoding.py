@@ -1,4 +1,4 @@
-"""The denoiser's latents, and a private copy of the host's decoder with its own device and precision."""
+"""The denoiser's latents, and a private copy of a VAE's decoder with its own device and precision."""
 
 from __future__ import annotations
 

@@ -41,7 +41,9 @@ def joined_norm(norm: Tensor) -> Tensor:
     Args:
         norm: of any shape, the same in every process; so is the result.
     """
-    return norm if world_size() == 1 else (averaged(norm.square()) / world_size()).sqrt()
+    if world_size() == 1:
+        return norm
+    return (averaged(norm.double().square()) / world_size()).sqrt().to(norm.dtype)  # no norm of float32 overflows so
 
 
 def true_everywhere(flag: Tensor) -> bool:

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Offload:
     """Keeps modules away from the device between the blocks that need them.
 
     Args:
-        modules: frozen, moved as a whole.
+        modules: frozen; their weights lie on the CPU.
         enabled: False leaves them where they are.
     """
 
@@ -22,11 +22,21 @@ class Offload:
 
     @contextmanager
     def resident(self, device: torch.device) -> Iterator[None]:
-        """The modules lie on this device inside, and on the CPU afterwards, also after an error."""
+        """The modules lie on this device inside, and where they were afterwards, also after an error.
+
+        Nothing is copied back: the weights are frozen, so the ones at home are still good.
+        """
+        at_home: list[Tensor] = []
+
+        def fetched(tensor: Tensor) -> Tensor:
+            at_home.append(tensor)
+            return tensor.to(device, non_blocking=True)
+
         try:
             for module in self.modules:
-                module.to(device)
+                module._apply(fetched)
             yield
         finally:
+            waiting = iter(at_home)
             for module in self.modules:
-                module.to("cpu")
+                module._apply(lambda tensor: next(waiting, tensor))  # in the order in which they were fetched

@@ -73,6 +73,28 @@ class _AppliedGradient:
     applied: Tensor
     by_step: Tensor
     masked: list[int]
+    vectors: dict[int, Tensor]
+
+
+@dataclass
+class _Judged:
+    """A walked path, decoded and scored, and both sides' gradients; all still on the device.
+
+    Attributes:
+        applied: of the generator side; None where no step carries gradient.
+        loss_d, score_real: of the discriminator side, whose gradient is in its parameters.
+        sound: whether both gradients are finite, in every process.
+    """
+
+    path: Unroll
+    gen: Tensor
+    real: Tensor
+    scores: Tensor
+    loss_g: Tensor
+    applied: _AppliedGradient | None
+    loss_d: Tensor
+    score_real: Tensor
+    sound: bool
 
 
 class StageClock:
@@ -209,28 +231,17 @@ class AdversarialTurn:
                 joined = denoiser if self.memory.keeps_graphs(clean) else None
                 record = self.config.weight > 0 and not self.warming_up
                 path, masked = self._unroll(unroll_denoiser or denoiser, clean, record, joined)
-            adversarial, applied = bool(masked), None
-            gradients: dict[int, Tensor] = {}
-            with self.offload.resident(latents.device):
-                with clock.stage("decode"):
-                    gen, real = self._images(path.latents, clean, real, adversarial)
-                with clock.stage("observe"):
-                    observed = self.discriminator.observe(gen, real)
-                    loss_g, scores = self._generator_loss(observed, adversarial)
-                if adversarial:
-                    with clock.stage("gradient"):
-                        applied, gradients = self._balanced_gradients(loss_g, path, masked)
-            with clock.stage("discriminator"):
-                losses_d = self._discriminator_gradients(observed.detached())
-                sound = self._is_sound(losses_d[0], applied)
-            if adversarial and sound:
+            judged = self._judged(path, masked, clean, real, clock)
+            if judged.applied is not None and judged.sound:
                 with clock.stage("replay"):
-                    gradient_path.replay(denoiser, path, gradients, self.memory.measuring(backward, denoiser, clean))
+                    backward = self.memory.measuring(backward, denoiser, clean)
+                    gradient_path.replay(denoiser, path, judged.applied.vectors, backward)
             with clock.stage("discriminator"):
-                if sound and (overflowed is None or true_everywhere(torch.tensor(not overflowed(), device=latents.device))):
+                if judged.sound and not (overflowed is not None and self._overflowed_anywhere(overflowed, clean.device)):
                     self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
         self.turns += 1
-        return self._report(path, applied, sound, loss_g, losses_d, clock, gen, real, scores)
+        return self._report(judged, clock)
 
     def _unroll(
         self, denoiser: Denoiser, clean: Tensor, record: bool, joined_denoiser: Denoiser | None = None
@@ -256,7 +267,7 @@ class AdversarialTurn:
     def _images(self, generated: Tensor, clean: Tensor, real: Tensor | None, adversarial: bool) -> tuple[Tensor, Tensor]:
         """Generated and real images `(B, 3, H, W)`, both of the same window; the generated ones with their graph if asked.
 
-        The real ones come first, so that no graph lies in memory while they are decoded.
+        The real ones come first, so that no graph of the decoder lies in memory meanwhile.
         """
         crop = self.config.decode_crop
         side = max(1, crop // self.latent_pixels) if crop else 0
@@ -266,20 +277,32 @@ class AdversarialTurn:
         with torch.set_grad_enabled(adversarial):
             return self.decode(window.of(generated)), real
 
-    def _generator_loss(self, observed: Observation, adversarial: bool) -> tuple[Tensor, Tensor]:
-        with torch.set_grad_enabled(adversarial):
-            scores = self.discriminator.score_gen(observed)
-            return generator_loss(scores), scores.detach()
+    def _judged(self, path: Unroll, masked: list[int], clean: Tensor, real: Tensor | None, clock: StageClock) -> _Judged:
+        """Decode, score, and both sides' gradients; decoder and backbone are needed here alone."""
+        adversarial, applied = bool(masked), None
+        with self.offload.resident(clean.device):
+            with clock.stage("decode"):
+                gen, real = self._images(path.latents, clean, real, adversarial)
+            with clock.stage("observe"):
+                observed = self.discriminator.observe(gen, real)
+                with torch.set_grad_enabled(adversarial):
+                    scores = self.discriminator.score_gen(observed)
+                    loss_g = generator_loss(scores)
+            if adversarial:
+                with clock.stage("gradient"):
+                    applied = self._balanced_gradients(loss_g, path, masked)
+        with clock.stage("discriminator"):
+            loss_d, score_real = self._discriminator_gradients(observed.detached())
+            sound = self._is_sound(loss_d, applied)
+        return _Judged(path, gen.detach(), real, scores.detach(), loss_g.detach(), applied, loss_d, score_real, sound)
 
-    def _balanced_gradients(
-        self, loss_g: Tensor, path: Unroll, masked: list[int]
-    ) -> tuple[_AppliedGradient, dict[int, Tensor]]:
+    def _balanced_gradients(self, loss_g: Tensor, path: Unroll, masked: list[int]) -> _AppliedGradient:
         """dL_G/do_i of the masked steps, scaled and bounded by their norm over the joined batch."""
         gradients = gradient_path.leaf_gradients(loss_g, path)
         by_step = joined_norm(torch.stack([gradient.norm() for gradient in gradients]))
         raw = by_step[masked].norm()
         factor = self.balance.scale(raw)
-        return _AppliedGradient(raw, raw * factor, by_step, masked), {i: gradients[i] * factor for i in masked}
+        return _AppliedGradient(raw, raw * factor, by_step, masked, {i: gradients[i] * factor for i in masked})
 
     def _discriminator_gradients(self, observed: Observation) -> tuple[Tensor, Tensor]:
         """The hinge's gradient in the heads, of the joined batch; returns the loss and the mean score of positive pairs."""
@@ -299,32 +322,27 @@ class AdversarialTurn:
         finite = all_finite(self.discriminator.parameters()) & averaged(loss_d).isfinite()
         return bool(finite if applied is None else finite & applied.raw.isfinite().to(finite.device))
 
-    def _report(
-        self,
-        path: Unroll,
-        applied: _AppliedGradient | None,
-        sound: bool,
-        loss_g: Tensor,
-        losses_d: tuple[Tensor, Tensor],
-        clock: StageClock,
-        gen: Tensor,
-        real: Tensor,
-        scores: Tensor,
-    ) -> TurnReport:
+    @staticmethod
+    def _overflowed_anywhere(overflowed: Callable[[], bool], device: torch.device) -> bool:
+        """Whether any process's loss scaler will skip the step. Waits for the device."""
+        return not true_everywhere(torch.tensor(not overflowed(), device=device))
+
+    def _report(self, judged: _Judged, clock: StageClock) -> TurnReport:
         """Fetch all numbers from the device at once."""
-        zero = torch.zeros_like(losses_d[0])
-        diffusion = self.balance.diffusion.value
-        raw, used = (applied.raw, applied.applied if sound else zero) if applied else (zero, zero)
-        heads = [loss_g, *losses_d, scores.mean(), used, raw, zero if diffusion is None else diffusion]
+        zero = torch.zeros_like(judged.loss_d)
+        applied, diffusion = judged.applied, self.balance.diffusion.value
+        raw, used = (applied.raw, applied.applied if judged.sound else zero) if applied else (zero, zero)
+        heads = [judged.loss_g, judged.loss_d, judged.score_real, judged.scores.mean(), used, raw]
+        heads.append(zero if diffusion is None else diffusion)
         by_step = list(applied.by_step) if applied else []
         numbers = averaged(torch.stack([n.detach().float().to(zero.device) for n in heads + by_step])).tolist()
-        loss_g_value, loss_d, score_real, score_gen, grad_norm, grad_norm_raw, grad_norm_diffusion, *step_grad_norms = numbers
+        loss_g, loss_d, score_real, score_gen, grad_norm, grad_norm_raw, grad_norm_diffusion, *step_grad_norms = numbers
         return TurnReport(
             turn=self.turns,
             warmup=self.turns <= self.config.warmup,
-            start=len(path.steps),
+            start=len(judged.path.steps),
             masked=applied.masked if applied else [],
-            loss_g=loss_g_value,
+            loss_g=loss_g,
             loss_d=loss_d,
             score_real=score_real,
             score_gen=score_gen,
@@ -332,11 +350,11 @@ class AdversarialTurn:
             grad_norm_raw=grad_norm_raw,
             grad_norm_diffusion=grad_norm_diffusion,
             step_grad_norms=step_grad_norms,
-            skipped=not sound,
+            skipped=not judged.sound,
             seconds=clock.seconds,
-            gen=gen.detach(),
-            real=real,
-            scores=scores,
+            gen=judged.gen,
+            real=judged.real,
+            scores=judged.scores,
         )
 
 

@@ -45,11 +45,19 @@ class Peaks:
 
 
 def kept_graphs(config: ADTConfig) -> int:
-    """How many graphs through the denoiser a run with these options holds at once, beside the one at work."""
+    """How many graphs through the denoiser a run with these options holds at once, beside the one at work.
+
+    `--adt_memory auto` counts as low, which it is until it has seen that there is room.
+    """
     if config.memory != "fast":
         return 0
     masked = config.steps if config.grad_mask == "all" else min(config.grad_steps, config.steps)
     return masked * calls_per_step(config)
+
+
+def counted_dtype(config: ADTConfig) -> torch.dtype:
+    """Precision of decoder and backbone; `auto` counts as on a GPU that has bf16."""
+    return torch.float32 if config.decode_dtype == "fp32" else torch.bfloat16
 
 
 def counted_parts(workload: Workload, config: ADTConfig) -> Parts:
@@ -69,7 +77,7 @@ def counted_peaks(workload: Workload, config: ADTConfig) -> Peaks:
         kept = bench.forward_with_graph()
         graph = live.now - before
         del kept
-        moments, heads = 2 * nbytes(bench.trained), 3 * nbytes(bench.head_tensors())  # AdamW's of the heads included
+        moments, heads = 2 * nbytes(bench.trained), 3 * nbytes(bench.head_tensors())  # with the moments of the heads' AdamW
         visual, backbone = nbytes(bench.visual_tensors()), nbytes(bench.backbone_tensors())
         host = resident - bench.own_bytes() + moments
     away = visual if config.offload else 0  # during the host's step and the replays
@@ -83,7 +91,7 @@ def counted_peaks(workload: Workload, config: ADTConfig) -> Peaks:
 
 def fake_bench(workload: Workload, config: ADTConfig) -> Workbench:
     """A workbench inside a fake tensor mode, settled: no value is ever asked for."""
-    bench = Workbench(workload, config, torch.device("cpu"))
+    bench = Workbench(workload, config, torch.device("cpu"), counted_dtype(config))
     bench.settle()
     return bench
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import gc
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from adt_plugin.config import ADTConfig
 from adt_plugin.cost.formula import Parts
 from adt_plugin.cost.live import LiveBytes
-from adt_plugin.cost.workbench import Workbench, Workload, nbytes
+from adt_plugin.cost.workbench import Workbench, Workload, moments_of, nbytes
+from adt_plugin.decoding import resolve_dtype
+from adt_plugin.turn import AdversarialTurn
 
 
 @dataclass(frozen=True)
@@ -90,21 +93,25 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 def prepared(workload: Workload, config: ADTConfig, device: torch.device) -> Workbench:
     """A workbench in the middle of a run: AdamW has its moments, the heads have collected their statistics."""
-    bench = Workbench(workload, config, device)
+    bench = Workbench(workload, config, device, resolve_dtype(config.decode_dtype, device))
     bench.plain_step()
     bench.settle()
     return bench
 
 
-def peak_bytes(bench: Workbench, call: Callable[[], object]) -> int:
-    """The most bytes alive during a call, everything resident included; on CUDA as the allocator counts them."""
+def peak_bytes(bench: Workbench, call: Callable[[], object], others: Sequence[Tensor] = ()) -> int:
+    """The most bytes alive during a call, everything resident included; on CUDA as the allocator counts them.
+
+    Args:
+        others: that stay between steps, beside the workbench's.
+    """
     gc.collect()
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
         call()
         torch.cuda.synchronize(bench.device)
         return torch.cuda.max_memory_allocated(bench.device)
-    with LiveBytes(bench.tensors()) as live:
+    with LiveBytes([*bench.tensors(), *others]) as live:
         call()
         return live.peak
 
@@ -122,10 +129,19 @@ def measure_turn(bench: Workbench, watch: Stopwatch, config: ADTConfig, start: i
     """A turn with these options that unrolls `start` steps."""
     turn = bench.turn(always_from(config, start))
     bench.place(config)
-    peak = peak_bytes(bench, lambda: bench.adt_step(turn))
+    peak = peak_of_turn(bench, turn)
     seconds = watch.seconds(lambda: turn(bench.denoiser, bench.clean), warm=True)
     bench.optimizer.zero_grad(set_to_none=True)
     return Measured(seconds, peak)
+
+
+def peak_of_turn(bench: Workbench, turn: AdversarialTurn) -> int:
+    """Of a step with a turn in the middle of a run: the heads' AdamW has its moments, as after a step without gradient."""
+    for parameter in bench.discriminator.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    turn.optimizer.step()
+    turn.optimizer.zero_grad(set_to_none=True)
+    return peak_bytes(bench, lambda: bench.adt_step(turn), moments_of(turn.optimizer))
 
 
 def always_from(config: ADTConfig, start: int) -> ADTConfig:

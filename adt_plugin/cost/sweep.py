@@ -32,11 +32,13 @@ class Scale:
     """How large a device's measurements are.
 
     Attributes:
+        on_gpu: whether it is a graphics card's.
         grid, levers: workloads of these tables.
         resolutions, batches: workloads of the growth tables.
         sizes: workloads of the table of models; none where a device is too slow for them.
     """
 
+    on_gpu: bool
     grid: Workload
     levers: Workload
     resolutions: tuple[Workload, ...]
@@ -58,10 +60,12 @@ def scale_of(device: torch.device) -> Scale:
     if device.type == "cuda":
         usual = Workload()
         sides, batches = (256, 512, 768, 1024), (1, 2, 4, 8)
-        return Scale(usual, usual, _resolutions(usual, sides), _batches(usual, batches), USUAL)
+        return Scale(True, usual, usual, _resolutions(usual, sides), _batches(usual, batches), USUAL)
     small = Workload(resolution=128, dtype="fp32")
     tiny = replace(small, resolution=64)
-    return Scale(small, replace(small, resolution=192), _resolutions(tiny, (64, 128, 192)), _batches(tiny, (1, 2, 4)), ())
+    return Scale(
+        False, small, replace(small, resolution=192), _resolutions(tiny, (64, 128, 192)), _batches(tiny, (1, 2, 4)), ()
+    )
 
 
 def _resolutions(workload: Workload, sides: tuple[int, ...]) -> tuple[Workload, ...]:
@@ -87,8 +91,8 @@ class Lever:
     compiled: bool = False
 
 
-def levers(workload: Workload) -> tuple[Lever, ...]:
-    """What the table of levers compares, the reference first."""
+def levers(workload: Workload, on_gpu: bool) -> tuple[Lever, ...]:
+    """What the table of levers compares, the reference first; on a CPU there is nowhere to offload to."""
     half = workload.side * 8 // 2
     return (
         Lever("whole image, m = 10, K = 2, replayed", WHOLE),
@@ -99,7 +103,7 @@ def levers(workload: Workload) -> tuple[Lever, ...]:
         Lever("--adt_decoder, of TAESD's size", replace(WHOLE, decoder="taesd")),
         Lever("--adt_backbone dinov2-small", replace(WHOLE, backbone="facebook/dinov2-small")),
         Lever("backbone compiled", WHOLE, compiled=True),
-        Lever("--adt_offload", replace(WHOLE, offload=True)),
+        *((Lever("--adt_offload", replace(WHOLE, offload=True)),) if on_gpu else ()),
     )
 
 
@@ -143,7 +147,7 @@ class Job:
 def jobs(scale: Scale) -> Iterator[Job]:
     """Everything that is measured on a device."""
     yield Job(scale.grid, WHOLE, _grid_measurements(scale.grid))
-    for lever in levers(scale.levers):
+    for lever in levers(scale.levers, scale.on_gpu):
         yield Job(scale.levers, lever.config, {turn_label(scale.levers, lever.name): _turn(lever.config, 6)}, lever.compiled)
     for workload in dict.fromkeys((*scale.resolutions, *scale.batches)):
         yield Job(workload, SMALL, {base_label(workload): measure_base, turn_label(workload, "growth"): _turn(SMALL, 4)})
@@ -200,6 +204,7 @@ def run_sweep(cells: Cells, device: torch.device, repeats: int) -> None:
             bench = prepared(job.workload, job.config, device)
             if job.compiled:
                 bench.compile_backbone()
+                bench.judge()  # which compiles; not timed
             for label in missing:
                 measure = job.measurements[label]
                 cells.get_or_run(label, lambda measure=measure, bench=bench: measure(bench, watch))  # type: ignore[misc]

@@ -94,7 +94,7 @@ def paragraphs(machines: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield f"## Measured: {name}"
         yield from measured_sections(cells, scale)
     if not any(map(is_gpu, measured)):
-        yield "## Measured: a GPU\n\nNot measured: none was at hand. The same command measures there what was counted above."
+        yield "## Measured: a GPU\n\nNot measured yet. The same command measures there what was counted above."
 
 
 def is_gpu(machine: str) -> bool:
@@ -147,7 +147,7 @@ def counted_columns(counted: Counted, config: ADTConfig) -> list[str]:
 def measured_sections(cells: dict[str, Any], scale: Scale) -> Iterator[str]:
     """All tables of one device."""
     yield from grid_section(cells, scale.grid)
-    yield from lever_section(cells, scale.levers)
+    yield from lever_section(cells, scale)
     yield from growth_section(cells, scale)
     if scale.sizes:
         yield from size_section(cells, scale.sizes)
@@ -219,11 +219,12 @@ def verdict(held: bool) -> str:
     return "held" if held else "missed"
 
 
-def lever_section(cells: dict[str, Any], workload: Workload) -> Iterator[str]:
+def lever_section(cells: dict[str, Any], scale: Scale) -> Iterator[str]:
     """Each lever against the reference."""
+    workload = scale.levers
     found = [
         (lever.name, sweep.as_measured(cells[label]))
-        for lever in sweep.levers(workload)
+        for lever in sweep.levers(workload, scale.on_gpu)
         if (label := sweep.turn_label(workload, lever.name)) in cells
     ]
     if not found:

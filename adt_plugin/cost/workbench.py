@@ -33,7 +33,7 @@ class Workload:
         batch: images per step.
         rank: of the LoRA; 0 trains all weights.
         checkpointing: of the denoiser's gradient.
-        dtype: of the denoiser's weights and activations, and of decoder and backbone; the LoRA's weights are fp32.
+        dtype: of the denoiser's weights and activations; the LoRA's weights are fp32.
     """
 
     model: str = "sd15"
@@ -71,15 +71,17 @@ class Workbench:
         config: the plugin's options; a decoder other than the VAE's stands for one of TAESD's size, and the backbone is
             the DINOv2 whose size (`small`, `base`, `large`) its name ends in, else base.
         device: where everything lies.
+        visual_dtype: of decoder and backbone.
     """
 
-    def __init__(self, workload: Workload, config: ADTConfig, device: torch.device) -> None:
+    def __init__(self, workload: Workload, config: ADTConfig, device: torch.device, visual_dtype: torch.dtype) -> None:
         self.workload, self.config, self.device = workload, config, device
         size, dtype = workload.size, DTYPES[workload.dtype]
-        with built_as(dtype, device):
-            self.network = size.build()
+        with built_as(visual_dtype, device):
             self.decoder = decoder_of(size, config)
             backbone = dinov2(next((name for name in BACKBONES if config.backbone.endswith(name)), "base"))
+        with built_as(dtype, device):
+            self.network = size.build()
             if workload.checkpointing:
                 self.network.enable_gradient_checkpointing()  # type: ignore[operator]
             self.network.train()
@@ -132,8 +134,8 @@ class Workbench:
         return tensors_of(self.discriminator)
 
     def tensors(self) -> list[Tensor]:
-        """Everything that stays between steps, the host's optimizer included."""
-        moments = [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        """Everything that stays between steps but the turns' own, the host's optimizer included."""
+        moments = moments_of(self.optimizer)
         adapter = tensors_of(self.adapter) if self.adapter is not None else []
         return [*tensors_of(self.network), *adapter, *moments, *self.visual_tensors(), *self.head_tensors(), self.clean]
 
@@ -253,6 +255,11 @@ def decoder_of(size: TrueSize, config: ADTConfig) -> LatentDecoder | TinyDecoder
     from diffusers import AutoencoderTiny
 
     return TinyDecoder(AutoencoderTiny(latent_channels=size.latent_channels))
+
+
+def moments_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What it remembers from step to step."""
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:

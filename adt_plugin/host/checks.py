@@ -80,7 +80,8 @@ def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
     _check_learning_rate(args)
     _check_grid(args, config, family)
     _check_prediction(args)
-    if not getattr(args, "max_train_epochs", None):  # with epochs, the number of steps is known only when the data are
+    # With epochs, the number of steps is known only when the data are; with a state, the turns that it has behind it.
+    if not getattr(args, "max_train_epochs", None) and not getattr(args, "resume", None):
         check_warmup(args, config)
     return family
 
@@ -189,14 +190,18 @@ def check_processes(config: ADTConfig, accelerator: Any) -> None:
         )
 
 
-def check_warmup(args: argparse.Namespace, config: ADTConfig) -> None:
+def check_warmup(args: argparse.Namespace, config: ADTConfig, turns: int = 0, step: int = 0) -> None:
     """Whether turns are left after the warm-up.
+
+    Args:
+        turns: made before this run, which resumes them.
+        step: the plugin's optimizer step that comes first in this run; the host counts its own from 0 again.
 
     Raises:
         ConfigError: none.
     """
-    warmup_steps = config.warmup // args.gradient_accumulation_steps
-    first = math.ceil(warmup_steps / config.every) * config.every
+    warmup_steps = max(0, config.warmup - turns) // args.gradient_accumulation_steps
+    first = math.ceil((step + warmup_steps) / config.every) * config.every - step
     if config.weight > 0 and first >= args.max_train_steps:
         raise ConfigError(
             f"--adt_warmup {config.warmup} and --adt_every {config.every} leave no turn of this run (--max_train_steps "

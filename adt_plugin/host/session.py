@@ -255,9 +255,10 @@ class Session:
             )
 
     def _check_warmup(self) -> None:
-        """Again, now that the host has counted its steps: it derives them from --max_train_epochs and the data."""
+        """Again, now that the host has counted its steps, from --max_train_epochs and the data, and has read its state."""
+        turn = self._adversarial_turn()
         try:
-            check_warmup(self.args, self.config)
+            check_warmup(self.args, self.config, turn.turns, self.optimizer_steps)
         except ConfigError as error:
             entry.stop(error)
 

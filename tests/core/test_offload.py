@@ -2,66 +2,89 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adt_plugin.discriminator import FrozenBackbone
 from adt_plugin.offload import Offload
-from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
+from toys import ToyDenoiser, diffusion_backward, toy_decode, toy_latents, toy_turn
+
+META = torch.device("meta")
 
 
-class Travelling(nn.Linear):
-    """Remembers where it was sent; nothing really moves."""
-
-    def __init__(self) -> None:
-        super().__init__(2, 2)
-        self.places: list[str] = []
-
-    def to(self, device: torch.device | str) -> Travelling:  # type: ignore[override]
-        self.places.append(str(device))
-        return self
+def device_of(module: nn.Module) -> str:
+    return next(module.parameters()).device.type
 
 
-def test_a_module_is_there_inside_and_away_afterwards() -> None:
-    module = Travelling()
-    with Offload([module], enabled=True).resident(torch.device("cuda")):
-        assert module.places == ["cuda"]
-    assert module.places == ["cuda", "cpu"]
+def test_a_module_is_there_inside_and_its_own_weights_are_back_afterwards() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).requires_grad_(False)
+    before = {name: (tensor.clone(), tensor.data_ptr()) for name, tensor in module.state_dict().items()}
+    with Offload([module], enabled=True).resident(META):
+        assert {tensor.device.type for tensor in module.state_dict().values()} == {"meta"}
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name][0]) and tensor.data_ptr() == before[name][1]
 
 
-def test_an_error_inside_sends_it_away_too() -> None:
-    module = Travelling()
-    with pytest.raises(KeyError), Offload([module], enabled=True).resident(torch.device("cuda")):
+def test_an_error_inside_brings_the_weights_back_too() -> None:
+    module = nn.Linear(2, 2)
+    with pytest.raises(KeyError), Offload([module], enabled=True).resident(META):
         raise KeyError
-    assert module.places == ["cuda", "cpu"]
+    assert device_of(module) == "cpu"
 
 
 def test_without_the_option_nothing_moves() -> None:
-    module = Travelling()
-    with Offload([module], enabled=False).resident(torch.device("cuda")):
-        pass
-    assert module.places == []
+    module = nn.Linear(2, 2)
+    with Offload([module], enabled=False).resident(META):
+        assert device_of(module) == "cpu"
 
 
 def test_a_frozen_backbone_travels_although_it_is_no_submodule() -> None:
     backbone = FrozenBackbone(nn.Linear(2, 2), [2])
-    assert next(backbone.to("meta")._network.parameters()).device.type == "meta"
+    with Offload([backbone], enabled=True).resident(META):
+        assert device_of(backbone._network) == "meta"
+    assert device_of(backbone._network) == "cpu"
 
 
-@pytest.mark.parametrize("offload", [False, True])
-def test_a_turn_needs_decoder_and_backbone_only_before_the_replay(offload: bool) -> None:
-    """Where they are during the unroll and the replay, as the denoiser sees it."""
-    turn, net = toy_turn(offload=offload), ToyDenoiser()
-    module, seen = Travelling(), []
-    turn.offload = Offload([module], offload)
-    latents = toy_latents()
+def test_a_turn_offloads_its_decoder_and_its_backbone() -> None:
+    turn = toy_turn(offload=True)
+    assert turn.offload.modules == [turn.discriminator.backbone]  # the toys' decoder is a function
+    assert toy_turn(offload=False).offload.modules == []
+
+
+class Residence:
+    """Stands for the offload, and says whether a turn is inside the block."""
+
+    def __init__(self) -> None:
+        self.inside = False
+
+    def resident(self, device: torch.device) -> Residence:
+        return self
+
+    def __enter__(self) -> None:
+        self.inside = True
+
+    def __exit__(self, *error: object) -> None:
+        self.inside = False
+
+
+def test_decoder_and_backbone_are_there_for_the_decode_and_for_its_gradient_and_for_nothing_else() -> None:
+    turn, net, latents = toy_turn(), ToyDenoiser(), toy_latents()
+    turn.offload, seen = Residence(), []
+
+    def noted(name: str, of: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*args: Tensor) -> Tensor:
+            seen.append((name, turn.offload.inside))
+            result = of(*args)
+            if result.requires_grad and name == "decode":
+                result.register_hook(lambda gradient: seen.append(("gradient", turn.offload.inside)))
+            return result
+
+        return call
+
+    turn.decode = noted("decode", toy_decode)
     diffusion_backward(turn, net, latents)
-
-    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        seen.append(module.places[-1] if module.places else "at home")
-        return net(x, t)
-
-    turn(denoiser, latents)
-    expected = ["at home", "cpu"] if offload else ["at home", "at home"]
-    assert [seen[0], seen[-1]] == expected
+    turn(noted("denoiser", net), latents)
+    assert set(seen) == {("denoiser", False), ("decode", True), ("gradient", True)}

@@ -58,4 +58,4 @@ def workload() -> Workload:
 @pytest.fixture
 def config() -> ADTConfig:
     """Short turns with narrow heads, no augmentation: its random draws are no part of what is counted."""
-    return ADTConfig(steps=4, grad_steps=2, decode_crop=0, memory="low", disc_width=16, augment="none")
+    return ADTConfig(steps=4, grad_steps=2, decode_crop=0, memory="low", disc_width=16, augment="none", decode_dtype="fp32")

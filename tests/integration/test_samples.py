@@ -18,7 +18,7 @@ SAMPLES = Path(__file__).resolve().parents[2] / "sample_configs"
 TRAINERS = {
     "sd15_lora.toml": "train_network.py",
     "adt_only.toml": "train_network.py",
-    "sdxl_lora.toml": "sdxl_train_network.py",
+    **{f"sdxl_lora_{card}gb.toml": "sdxl_train_network.py" for card in (8, 12, 16, 24)},
     "sd3_lora.toml": "sd3_train_network.py",
 }
 

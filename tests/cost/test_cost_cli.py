@@ -82,16 +82,16 @@ def test_a_misspelt_key_of_the_toml_stops(tmp_path: Path) -> None:
 def tiny_scale(monkeypatch: MonkeyPatch) -> Scale:
     """All tables of the tiny model, the smallest that they can be."""
     usual = Workload("tiny", 64, 1, 4, True, "fp32")
-    scale = Scale(usual, usual, (usual, Workload("tiny", 128, 1, 4, True, "fp32")), (usual,), (usual,))
+    scale = Scale(False, usual, usual, (usual, Workload("tiny", 128, 1, 4, True, "fp32")), (usual,), (usual,))
     monkeypatch.setattr(sweep, "scale_of", lambda device: scale)
     monkeypatch.setattr(sweep, "USUAL", (usual,))
     monkeypatch.setattr(sweep, "GRID_STEPS", (2, 4))
     monkeypatch.setattr(sweep, "GRID_GRAD_STEPS", (1, 2))
-    monkeypatch.setattr(sweep, "levers", lambda workload: LEVERS)
+    monkeypatch.setattr(sweep, "levers", lambda workload, on_gpu: LEVERS)
     return scale
 
 
-LEVERS = tuple(lever for lever in sweep.levers(Workload("sd15", 64)) if not lever.compiled)
+LEVERS = tuple(lever for lever in sweep.levers(Workload("sd15", 64), on_gpu=True) if not lever.compiled)
 
 
 def test_all_tables_and_nothing_is_measured_twice(tiny_scale: Scale, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_all_tables_and_nothing_is_measured_twice(tiny_scale: Scale, tmp_path: P
     page = (tmp_path / "cost.md").read_text()
     machines = json.loads((tmp_path / "cost.json").read_text())
     assert len(machines) == 2 and len(machines["counted"]) == 2
-    assert "| 4 | 2 |" in page and "Fitted exponents of time" in page and "Not measured: none was at hand" in page
+    assert "| 4 | 2 |" in page and "Fitted exponents of time" in page and "Not measured yet" in page
     for lever in LEVERS:
         assert f"| {lever.name} |" in page
     monkeypatch.setattr(tables, "count", None)
