@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,13 @@ from adt_plugin.turn import start_range
 PRECISIONS = {"no": "fp32", "fp16": "bf16", "bf16": "bf16"}
 """`--mixed_precision` of the host -> what is counted: fp16 and bf16 are two bytes each."""
 
-HOST_DEFAULTS: dict[str, Any] = {"train_batch_size": 1, "gradient_checkpointing": False, "mixed_precision": "no"}
+HOST_DEFAULTS: dict[str, Any] = {
+    "train_batch_size": 1,
+    "network_dim": 4,
+    "gradient_checkpointing": False,
+    "mixed_precision": "no",
+    "max_train_steps": 1600,
+}
 """Of the host's keys that a `--config_file` leaves out."""
 
 
@@ -49,7 +55,19 @@ def print_report(given: argparse.Namespace) -> None:
     config, workload = ADTConfig.from_namespace(given), workload_of(given)
     parts, peaks = counted_parts(workload, config), counted_peaks(workload, config)
     measured = measurement(workload, config, torch.device(given.device), given.repeats) if given.measure else None
-    print("\n".join(report(workload, config, given.max_train_steps, parts, peaks, measured)))
+    print(
+        "\n".join([*report(workload, config, given.max_train_steps, parts, peaks, measured), *notes(given, workload, config)])
+    )
+
+
+def notes(given: argparse.Namespace, workload: Workload, config: ADTConfig) -> Iterator[str]:
+    """What the count takes for granted of this run."""
+    if workload.rank == 0 and workload.dtype == "bf16" and not (given.full_bf16 or given.full_fp16):
+        yield "\nCounted as with --full_bf16: without it weights, gradients and AdamW's moments take twice as much."
+    if config.memory == "auto":
+        yield "\n--adt_memory auto is counted as low; where it finds room on the card, a turn is as fast as with fast."
+    if given.dataset_config:
+        yield "\n--dataset_config is not read: give its --resolution and --train_batch_size."
 
 
 def measurement(workload: Workload, config: ADTConfig, device: torch.device, repeats: int) -> Measurement:
@@ -67,8 +85,14 @@ def workload_of(given: argparse.Namespace) -> Workload:
     """The run that the host's options describe.
 
     Raises:
-        ConfigError: a resolution that is no number or pair of numbers, or no multiple of 64.
+        ConfigError: a resolution that is no number or pair of numbers, or no multiple of 64; a precision or a count that
+            makes no sense.
     """
+    if given.mixed_precision not in PRECISIONS:
+        raise ConfigError(f"--mixed_precision must be one of {', '.join(PRECISIONS)}; got {given.mixed_precision!r}.")
+    for name in ("train_batch_size", "network_dim", "max_train_steps", "repeats"):
+        if getattr(given, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1; got {getattr(given, name)}.")
     return Workload(
         model=given.model,
         resolution=side_of(given.resolution),
@@ -79,10 +103,10 @@ def workload_of(given: argparse.Namespace) -> Workload:
     )
 
 
-def side_of(resolution: str) -> int:
+def side_of(resolution: Any) -> int:
     """Side of the square that has as many pixels as `512` or `768,512`, to the nearest multiple of 64 for a pair."""
     try:
-        sides = [int(part) for part in str(resolution).split(",")]
+        sides = [int(part) for part in (resolution if isinstance(resolution, list) else str(resolution).split(","))]
     except ValueError:
         sides = []
     if len(sides) not in (1, 2) or min(sides) < 0:
@@ -128,10 +152,16 @@ def cost_parser() -> argparse.ArgumentParser:
     run.add_argument("--gradient_checkpointing", action=argparse.BooleanOptionalAction, default=True, help="default: on")
     run.add_argument("--mixed_precision", choices=PRECISIONS, default="bf16", help="default: bf16")
     run.add_argument("--max_train_steps", type=int, default=2000, help="default: 2000")
+    for name in ("full_bf16", "full_fp16"):
+        run.add_argument(f"--{name}", action="store_true", help="full fine-tuning in two bytes, which is what is counted")
+    run.add_argument("--dataset_config", help="not read: give --resolution and --train_batch_size")
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument("--measure", action="store_true", help="do the steps with random weights of true size, too")
     measuring.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure (default: %(default)s)"
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where to measure (default: %(default)s)",
     )
     measuring.add_argument("--repeats", type=int, default=2, help="of every timed call, the least counts (default: 2)")
     measuring.add_argument("--tables", action="store_true", help="write all tables of docs/benchmarks/cost.md; resumable")

@@ -41,7 +41,7 @@ def test_a_run_is_read_from_its_toml_and_the_command_line_wins(tmp_path: Path) -
     path.write_text(toml.dumps(keys))
     given = with_config_file(cost_parser(), ["--config_file", str(path), "--train_batch_size", "3"])
     assert workload_of(given) == Workload("sd15", 640, 3, 8, False, "fp32")  # the host's defaults for what the file leaves out
-    assert given.adt_steps == 7
+    assert (given.adt_steps, given.max_train_steps) == (7, 1600)
 
 
 def test_a_toml_without_a_network_module_is_full_fine_tuning(tmp_path: Path) -> None:
@@ -51,8 +51,10 @@ def test_a_toml_without_a_network_module_is_full_fine_tuning(tmp_path: Path) -> 
     assert (workload.rank, workload.checkpointing, workload.dtype) == (0, True, "bf16")
 
 
-@pytest.mark.parametrize(("text", "side"), [("512", 512), ("512,512", 512), ("768,512", 640), ("0", 0)])
-def test_resolutions(text: str, side: int) -> None:
+@pytest.mark.parametrize(
+    ("text", "side"), [("512", 512), ("512,512", 512), ("768,512", 640), ([768, 512], 640), (512, 512), ("0", 0)]
+)
+def test_resolutions(text: object, side: int) -> None:
     assert side_of(text) == side
 
 
@@ -63,12 +65,43 @@ def test_resolutions(text: str, side: int) -> None:
         (["--resolution", "500"], "--resolution must be a multiple of 64; got 500."),
         (["--adt_decode_crop", "30"], "--adt_decode_crop must be a multiple of 8"),
         (["--config_file", "missing.toml"], "missing.toml"),
+        (["--max_train_steps", "0"], "--max_train_steps must be at least 1; got 0."),
+        (["--measure", "--repeats", "0"], "--repeats must be at least 1; got 0."),
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_sentence(options: list[str], said: str) -> None:
     with pytest.raises(SystemExit, match="adt_plugin: ") as caught:
         cost_main(options)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ({"mixed_precision": "fp8"}, "--mixed_precision must be one of no, fp16, bf16"),
+        ({"resolution": [1, 2, 3]}, "--resolution needs"),
+    ],
+)
+def test_a_wrong_value_of_the_toml_is_said_too(tmp_path: Path, key: dict[str, object], said: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(toml.dumps(key))
+    with pytest.raises(SystemExit, match=said):
+        cost_main(["--config_file", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        (["--full", "--mixed_precision", "bf16"], "Counted as with --full_bf16"),
+        (["--adt_memory", "auto"], "--adt_memory auto is counted as low"),
+        (["--dataset_config", "data.toml"], "--dataset_config is not read"),
+    ],
+)
+def test_what_a_count_takes_for_granted_is_said(options: list[str], note: str, capsys: CaptureFixture[str]) -> None:
+    cost_main([*TINY_RUN, *options])
+    assert note in capsys.readouterr().out
+    cost_main(TINY_RUN)
+    assert note not in capsys.readouterr().out
 
 
 def test_a_misspelt_key_of_the_toml_stops(tmp_path: Path) -> None:
@@ -97,28 +130,23 @@ LEVERS = tuple(lever for lever in sweep.levers(Workload("sd15", 64), on_gpu=True
 def test_all_tables_and_nothing_is_measured_twice(tiny_scale: Scale, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     command = ["--tables", "--out", str(tmp_path), "--device", "cpu", "--repeats", "1"]
     cost_main(command)
-    page = (tmp_path / "cost.md").read_text()
-    machines = json.loads((tmp_path / "cost.json").read_text())
-    assert len(machines) == 2 and len(machines["counted"]) == 2
+    page, path = (tmp_path / "cost.md").read_text(), tmp_path / "cost.json"
+    machines = json.loads(path.read_text())
+    (device,) = (name for name in machines if name != "counted")
+    assert len(machines["counted"]) == 2
     assert "| 4 | 2 |" in page and "Fitted exponents of time" in page and "Not measured yet" in page
     for lever in LEVERS:
         assert f"| {lever.name} |" in page
-    monkeypatch.setattr(tables, "count", None)
-    monkeypatch.setattr(sweep, "prepared", None)
-    cost_main(command)
+    with monkeypatch.context() as patch:  # nothing to count, nothing to measure
+        patch.setattr(tables, "count", None)
+        patch.setattr(sweep, "prepared", None)
+        cost_main(command)
     assert (tmp_path / "cost.md").read_text() == page
 
-
-def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny_scale: Scale, tmp_path: Path) -> None:
-    command = ["--tables", "--out", str(tmp_path), "--device", "cpu", "--repeats", "1"]
+    interrupted = json.loads(path.read_text())
+    lost = interrupted[device].popitem()[0]
+    path.write_text(json.dumps(interrupted))
     cost_main(command)
-    path = tmp_path / "cost.json"
-    machines = json.loads(path.read_text())
-    (device,) = (name for name in machines if name != "counted")
-    whole = dict(machines[device])
-    lost = machines[device].popitem()[0]
-    path.write_text(json.dumps(machines))
-    cost_main(command)
-    found = json.loads(path.read_text())[device]
-    assert found.keys() == whole.keys()
-    assert all(found[label] == whole[label] for label in whole if label != lost)
+    found = json.loads(path.read_text())
+    assert found[device].keys() == machines[device].keys() and found["counted"] == machines["counted"]
+    assert all(found[device][label] == machines[device][label] for label in found[device] if label != lost)

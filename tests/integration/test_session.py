@@ -230,6 +230,17 @@ def test_a_warmup_that_outlasts_the_counted_steps_ends_the_run(tmp_path: Path, t
         host.accelerator.backward(host.forward())
 
 
+@pytest.mark.parametrize("offload", [False, True])
+def test_decoder_and_backbone_are_what_is_offloaded(tmp_path: Path, tiny_dino: Path, offload: bool) -> None:
+    host = Host(tmp_path, tiny_dino, offload=offload)
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    host.accelerator.backward(host.forward())
+    turn, session = host.session.turn, host.session
+    assert turn.turns == 1
+    assert turn.offload.modules == ([session.decoder, session.discriminator.backbone] if offload else [])
+
+
 class Tracker:
     """A tracker that keeps what it was given."""
 
