@@ -30,13 +30,22 @@ def grid_cells(slower: float = 1.0, more: int = 0) -> dict[str, object]:
 
 def test_targets_that_are_held_are_said_to_be() -> None:
     text = "\n".join(tables.grid_section(grid_cells(), WORKLOAD))
-    assert "A turn is at most 1.00 times its parts (held). Peaks differ by 0.00% over all m and K (held)." in text
+    assert "A turn is at most 1.00 times its parts (held). Peaks differ by 0.00% over all m and K (held)" in text
+    assert "their ratio is at most 0.800 (held)." in text
     assert "| 10 | 2 | 19 | 1.00 | 4.75 | 0.800 | 0.50 | 1.600 |" in text
 
 
 def test_targets_that_are_missed_are_said_to_be() -> None:
-    text = "\n".join(tables.grid_section(grid_cells(slower=1.3, more=GIB // 10), WORKLOAD))
-    assert "A turn is at most 1.30 times its parts (missed). Peaks differ by 5.00% over all m and K (missed)." in text
+    text = "\n".join(tables.grid_section(grid_cells(slower=1.3, more=GIB), WORKLOAD))
+    assert "A turn is at most 1.30 times its parts (missed). Peaks differ by 50.00% over all m and K (missed)" in text
+    assert "their ratio is at most 1.200 (missed)." in text
+
+
+@pytest.mark.parametrize(("peak", "said"), [(2.7, "1.080 (held)"), (3.0, "1.200 (missed)")])
+def test_the_counted_targets_are_judged(peak: float, said: str) -> None:
+    peaks = {"plain": 2 * GIB, "turn": int(peak * GIB), "backbone": GIB // 2, "graph": 0}
+    cells = {f"{WORKLOAD}: defaults": {"parts": PARTS, "peaks": peaks}}
+    assert f"a peak's ratio of at most {said}" in "".join(tables.counted_verdict(cells))
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
