@@ -137,8 +137,8 @@ def counted_verdict(cells: dict[str, Any]) -> Iterator[str]:
         ratio = max(counted.peaks.ratio(kept_graphs(config)) for counted in known)
         run = max(run_ratio(counted.parts, config, RUN_STEPS) for counted in known)
         yield (
-            f"A LoRA with the defaults: a peak's ratio of at most {ratio:.3f} ({verdict(ratio <= PEAK_TARGET)}), a run of at most "
-            f"{run:.2f} plain ones ({verdict(run <= RUN_TARGET)})."
+            f"A LoRA with the defaults: a peak's ratio of at most {ratio:.3f} ({verdict(ratio <= PEAK_TARGET)}), "
+            f"a run of at most {run:.2f} plain ones ({verdict(run <= RUN_TARGET)})."
         )
 
 
@@ -179,8 +179,8 @@ def grid_section(cells: dict[str, Any], workload: Workload) -> Iterator[str]:
     turns = {pair: sweep.as_measured(cells[sweep.grid_label(*pair, "replay")]) for pair in found}
     naive = {pair: sweep.as_measured(cells[sweep.grid_label(*pair, "one graph")]) for pair in found}
     yield (
-        f"### m and K\n\n{workload}; the whole image decoded, from the start of the grid (s = m). *One graph* is the whole unroll "
-        "in one graph, inputs included, the last K steps with gradient, and without an optimizer of the heads."
+        f"### m and K\n\n{workload}; the whole image decoded, from the start of the grid (s = m). *One graph* is the whole "
+        "unroll in one graph, inputs included, the last K steps with gradient, and without an optimizer of the heads."
     )
     yield "\n".join(parts_table(base))
     head = ["m", "K", "turn, s", "over its parts", "over sd-scripts' step", "peak's ratio"]
