@@ -35,7 +35,7 @@ class Scale:
         on_gpu: whether it is a graphics card's.
         grid, levers: workloads of these tables.
         resolutions, batches: workloads of the growth tables.
-        sizes: workloads of the table of models; none where a device is too slow for them.
+        sizes: workloads of the table of models.
     """
 
     on_gpu: bool
@@ -63,9 +63,8 @@ def scale_of(device: torch.device) -> Scale:
         return Scale(True, usual, usual, _resolutions(usual, sides), _batches(usual, batches), USUAL)
     small = Workload(resolution=128, dtype="fp32")
     tiny = replace(small, resolution=64)
-    return Scale(
-        False, small, replace(small, resolution=192), _resolutions(tiny, (64, 128, 192)), _batches(tiny, (1, 2, 4)), ()
-    )
+    growth = _resolutions(tiny, (64, 128, 192)), _batches(tiny, (1, 2, 4))
+    return Scale(False, small, replace(small, resolution=192), *growth, (tiny, replace(tiny, rank=0)))
 
 
 def _resolutions(workload: Workload, sides: tuple[int, ...]) -> tuple[Workload, ...]:
@@ -153,7 +152,8 @@ def jobs(scale: Scale) -> Iterator[Job]:
         yield Job(workload, SMALL, {base_label(workload): measure_base, turn_label(workload, "growth"): _turn(SMALL, 4)})
     for workload in scale.sizes:
         default = ADTConfig()
-        yield Job(workload, default, {base_label(workload): measure_base, turn_label(workload, "default"): _turn(default, 3)})
+        labels = base_label(workload, "default"), turn_label(workload, "default")
+        yield Job(workload, default, dict(zip(labels, (measure_base, _turn(default, 3)), strict=True)))
 
 
 def _grid_measurements(workload: Workload) -> dict[str, Callable[[Workbench, Stopwatch], Base | Measured]]:
@@ -178,9 +178,9 @@ def _naive(steps: int, grad_steps: int) -> Callable[[Workbench, Stopwatch], Meas
     return lambda bench, watch: measure_naive(bench, watch, steps, steps, grad_steps)
 
 
-def base_label(workload: Workload) -> str:
-    """Of a workload's plain step and parts."""
-    return f"{workload}: parts"
+def base_label(workload: Workload, options: str = "") -> str:
+    """Of a workload's plain step and parts, of the whole image where no options are named."""
+    return f"{workload}: {options} parts" if options else f"{workload}: parts"
 
 
 def turn_label(workload: Workload, name: str) -> str:

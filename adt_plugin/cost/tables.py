@@ -296,7 +296,7 @@ def size_section(cells: dict[str, Any], sizes: Sequence[Workload]) -> Iterator[s
     yield "### Models, default options"
     rows = []
     for workload in sizes:
-        labels = sweep.base_label(workload), sweep.turn_label(workload, "default")
+        labels = sweep.base_label(workload, "default"), sweep.turn_label(workload, "default")
         if not set(labels) <= cells.keys():
             rows.append([*workload_columns(workload), *["not measured"] * 4])
             continue
