@@ -18,6 +18,11 @@ SHARE_OF_FREE = 0.8
 Backward = Callable[[Tensor], None]
 
 
+def masked_steps(config: ADTConfig, start: int) -> int:
+    """How many steps of a path from this start carry gradient."""
+    return start if config.grad_mask == "all" else min(config.grad_steps, start)
+
+
 class MemoryProbe(Protocol):
     """What a device says of its memory, in bytes."""
 
@@ -57,7 +62,7 @@ class GraphMemory:
 
     def __init__(self, config: ADTConfig, probe: Callable[[torch.device], MemoryProbe | None] = probe_of) -> None:
         self.mode, self.probe = config.memory, probe
-        self.most_masked = config.steps if config.grad_mask == "all" else min(config.grad_steps, config.steps)
+        self.most_masked = masked_steps(config, config.steps)
         self.fits: dict[torch.Size, bool] = {}
 
     def keeps_graphs(self, latents: Tensor) -> bool:

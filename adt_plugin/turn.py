@@ -225,7 +225,7 @@ class AdversarialTurn:
                 step; the heads then skip theirs.
         """
         clock = StageClock(self.config.profile, latents.device)
-        clean = latents.detach().to(torch.promote_types(latents.dtype, torch.float32))
+        clean = at_least_float32(latents.detach())
         with preserved_rng(), torch.enable_grad():
             with clock.stage("unroll"):
                 joined = denoiser if self.memory.keeps_graphs(clean) else None

@@ -132,8 +132,7 @@ def with_config_file(parser: argparse.ArgumentParser, argv: Sequence[str]) -> ar
 
 def flattened(sections: dict[str, Any]) -> dict[str, Any]:
     """Keys of all sections together."""
-    pairs = ((key, value) for key, value in sections.items())
-    return {k: v for key, value in pairs for k, v in (value.items() if isinstance(value, dict) else [(key, value)])}
+    return {k: v for key, value in sections.items() for k, v in (value.items() if isinstance(value, dict) else [(key, value)])}
 
 
 def cost_parser() -> argparse.ArgumentParser:

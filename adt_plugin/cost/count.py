@@ -14,6 +14,7 @@ from adt_plugin.config import ADTConfig
 from adt_plugin.cost.formula import Parts, calls_per_step
 from adt_plugin.cost.live import LiveBytes
 from adt_plugin.cost.workbench import Workbench, Workload, nbytes
+from adt_plugin.memory import masked_steps
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ def kept_graphs(config: ADTConfig) -> int:
     """
     if config.memory != "fast":
         return 0
-    masked = config.steps if config.grad_mask == "all" else min(config.grad_steps, config.steps)
-    return masked * calls_per_step(config)
+    return masked_steps(config, config.steps) * calls_per_step(config)
 
 
 def counted_dtype(config: ADTConfig) -> torch.dtype:

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adt_plugin.config import ADTConfig
+from adt_plugin.memory import masked_steps
 from adt_plugin.turn import start_range
+
+RUN_STEPS = 2000
+"""Optimizer steps of the run that tables and curves speak of."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def calls_per_step(config: ADTConfig) -> int:
 def turn_shares(parts: Parts, config: ADTConfig, start: int) -> Iterator[Share]:
     """The parts of a turn that unrolls `start` steps."""
     calls = calls_per_step(config)
-    masked = calls * (start if config.grad_mask == "all" else min(config.grad_steps, start))
+    masked = calls * masked_steps(config, start)
     yield Share("unroll: denoiser forwards", calls * start, calls * start * parts.forward)
     if config.memory == "fast":
         yield Share("backward through kept graphs", masked, masked * (parts.step - parts.forward))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.discriminator.backbone import FrozenBackbone, TokenGrids
+from adt_plugin.discriminator.backbone import FrozenBackbone, TokenGrids, four_blocks
 from adt_plugin.sampling import Denoiser, build_flow_scheduler, build_scheduler
 
 BACKBONES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -143,7 +143,7 @@ def dinov2(name: str) -> FrozenBackbone:
         model = Dinov2Model(Dinov2Config(**sizes, patch_size=14, image_size=BACKBONE_PIXELS))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.02)
-    blocks = [depth * part // 4 for part in (1, 2, 3, 4)]
+    blocks = four_blocks(depth)
     network = TokenGrids(model, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), blocks)
     return FrozenBackbone(network, [width] * len(blocks), 14, BACKBONE_PIXELS)
 

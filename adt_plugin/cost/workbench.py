@@ -88,14 +88,7 @@ class Workbench:
             self.bound = size.bind(self.network, workload.batch)
         with built_as(torch.float32, device):
             self.adapter = LowRank(self.network, workload.rank) if workload.rank else None
-            self.discriminator = Discriminator(
-                backbone,
-                kind=config.disc_type,
-                width=config.disc_width,
-                augment=config.augmentations,
-                noise=config.noise,
-                image_size=config.image_size or backbone.image_size,
-            )
+            self.discriminator = Discriminator.configured(config, backbone)
             self.clean = torch.randn(workload.batch, size.latent_channels, workload.side, workload.side, device=device)
             self.timesteps = torch.full((workload.batch,), 500, device=device)
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5)
@@ -199,8 +192,7 @@ class Workbench:
         observed = self.discriminator.observe(generated, real)
         torch.autograd.grad(generator_loss(self.discriminator.score_gen(observed)), leaf)
         discriminator_hinge(*self.discriminator.scores(observed.detached())).backward()
-        for parameter in self.discriminator.parameters():
-            parameter.grad = None
+        self.discriminator.zero_grad(set_to_none=True)
 
     # Whole steps
 

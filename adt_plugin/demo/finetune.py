@@ -127,7 +127,7 @@ def build_turn(base: Base, plan: Plan, seed: int) -> AdversarialTurn | None:
         return None
     config = replace(plan.adt, seed=seed)
     backbone = FrozenBackbone(base.backbone, base.backbone.channels)
-    discriminator = Discriminator(backbone, config.disc_type, config.disc_width, config.augmentations, config.noise, seed=seed)
+    discriminator = Discriminator.configured(config, backbone)
     scheduler = build_scheduler(config.sampler, alphas_cumprod(), "epsilon", config.spacing)
     return plan.turn(config, scheduler=scheduler, decode=decode, discriminator=discriminator, latent_pixels=LATENT_PIXELS)
 

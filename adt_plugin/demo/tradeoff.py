@@ -8,14 +8,13 @@ from pathlib import Path
 
 from adt_plugin.config import ADTConfig
 from adt_plugin.cost.count import counted_parts
-from adt_plugin.cost.formula import Parts, run_ratio
+from adt_plugin.cost.formula import RUN_STEPS, Parts, run_ratio
 from adt_plugin.cost.workbench import Workload
 from adt_plugin.demo import pictures
 from adt_plugin.demo.evaluate import SAMPLER_STEPS
 from adt_plugin.demo.report import Groups, spread, table, values
 from adt_plugin.demo.variants import Variant
 
-RUN_STEPS = 2000
 PIXELS = 512 // 16
 """Pixels of Stable Diffusion 1.5 to one of the miniature's: a crop of half the side is one there too."""
 

@@ -111,11 +111,16 @@ def load_backbone(name: str, blocks: Sequence[int] | None = None, dtype: torch.d
             f"--adt_backbone {name} is a {type(model).__name__}, not a vision transformer with square patches: use a DINOv2."
         )
     if blocks is None:
-        blocks = [max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)]
+        blocks = four_blocks(depth)
     if max(blocks) > depth:
         raise ConfigError(f"--adt_blocks asks for block {max(blocks)}, but {name} has {depth}: choose from 1 to {depth}.")
     network = TokenGrids(model, processor.image_mean, processor.image_std, blocks).to(dtype)
     return FrozenBackbone(network, [model.config.hidden_size] * len(blocks), patch_size, processor_size(processor))
+
+
+def four_blocks(depth: int) -> list[int]:
+    """Numbers of four blocks, evenly spaced, the last one included."""
+    return [max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)]
 
 
 def processor_size(processor: Any) -> int | None:

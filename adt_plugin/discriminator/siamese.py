@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from adt_plugin.config import ADTConfig
 from adt_plugin.discriminator.augment import Augment
 from adt_plugin.discriminator.backbone import FrozenBackbone
 from adt_plugin.discriminator.heads import Head
@@ -123,6 +124,19 @@ class Discriminator(nn.Module):
             self.score = SCORES[kind](backbone.channels, width)
         self.generator = torch.Generator().manual_seed(seed)
         self.augment = Augment(augment, backbone.patch_size, self.generator, noise)
+
+    @classmethod
+    def configured(cls, config: ADTConfig, backbone: FrozenBackbone) -> Discriminator:
+        """The discriminator of a run with these options; without `--adt_image_size`, at the backbone's own size."""
+        return cls(
+            backbone,
+            kind=config.disc_type,
+            width=config.disc_width,
+            augment=config.augmentations,
+            noise=config.noise,
+            image_size=config.image_size or backbone.image_size,
+            seed=config.seed,
+        )
 
     def fitted(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` of any aspect ratio at the size that the backbone is given."""

@@ -52,15 +52,7 @@ class Session:
         self.config, self.args, self.family = config, args, family
         with preserved_rng():
             backbone = load_backbone(config.backbone, config.block_indices)
-            self.discriminator = Discriminator(
-                backbone,
-                kind=config.disc_type,
-                width=config.disc_width,
-                augment=config.augmentations,
-                noise=config.noise,
-                image_size=config.image_size or backbone.image_size,
-                seed=config.seed,
-            )
+            self.discriminator = Discriminator.configured(config, backbone)
         if config.disc_weights != "none":
             load_heads(config.disc_weights, config, self.discriminator)
         self.states = StateKeeper(config, self.discriminator, lambda: (self.turn, self.optimizer_steps))

@@ -11,6 +11,7 @@ import pytest
 import toml
 
 from adt_plugin.config import ADTConfig, option_names
+from adt_plugin.cost.cli import flattened
 from adt_plugin.host.checks import REFUSED
 from adt_plugin.host.families import FAMILIES
 
@@ -61,19 +62,18 @@ def test_every_test_that_a_promise_names_exists() -> None:
             assert not name or f"def {name}(" in sources[file], f"{file}::{name}"
 
 
-def flattened(path: Path) -> dict[str, object]:
+def keys_of(path: Path) -> dict[str, object]:
     """As sd-scripts reads it: sections have no meaning."""
-    sections = toml.loads(path.read_text(encoding="utf-8"))
-    return {k: v for key, value in sections.items() for k, v in (value.items() if isinstance(value, dict) else [(key, value)])}
+    return flattened(toml.loads(path.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.name)
 def test_every_sample_turns_adt_on_with_valid_options(sample: Path) -> None:
-    keys = flattened(sample)
+    keys = keys_of(sample)
     assert keys["adt"] is True
     ADTConfig.from_namespace(Namespace(**keys))
 
 
 def test_the_sample_of_keys_alone_shows_the_defaults() -> None:
-    keys = flattened(REPOSITORY / "sample_configs" / "adt_only.toml")
+    keys = keys_of(REPOSITORY / "sample_configs" / "adt_only.toml")
     assert ADTConfig.from_namespace(Namespace(**keys)) == ADTConfig()
