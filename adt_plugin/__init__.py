@@ -8,11 +8,11 @@ __version__ = "0.1.0"
 __all__ = ["ADTConfig", "AdversarialTurn", "Discriminator", "FrozenBackbone", "build_scheduler", "register"]
 
 _LAZY = {
-    "ADTConfig": "adt_plugin.config",
-    "AdversarialTurn": "adt_plugin.turn",
-    "Discriminator": "adt_plugin.discriminator",
-    "FrozenBackbone": "adt_plugin.discriminator",
-    "build_scheduler": "adt_plugin.sampling",
+    "ADTConfig": "adt_plugin.core.config",
+    "AdversarialTurn": "adt_plugin.core.turn",
+    "Discriminator": "adt_plugin.core.discriminator",
+    "FrozenBackbone": "adt_plugin.core.discriminator",
+    "build_scheduler": "adt_plugin.core.diffusion.sampling",
 }
 
 

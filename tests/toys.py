@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from adt_plugin.config import ADTConfig
-from adt_plugin.discriminator import Discriminator, FrozenBackbone
-from adt_plugin.sampling import build_scheduler
-from adt_plugin.turn import AdversarialTurn
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.diffusion.sampling import build_scheduler
+from adt_plugin.core.discriminator import Discriminator, FrozenBackbone
+from adt_plugin.core.turn import AdversarialTurn
 
 SD_ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 

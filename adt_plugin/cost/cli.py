@@ -10,14 +10,14 @@ from typing import Any
 import toml
 import torch
 
-from adt_plugin.config import PREFIX, ADTConfig, ConfigError, add_adt_arguments, reject_unknown_keys
+from adt_plugin.core.config import PREFIX, ADTConfig, ConfigError, add_adt_arguments, reject_unknown_keys
+from adt_plugin.core.turn import start_range
 from adt_plugin.cost.count import counted_parts, counted_peaks
 from adt_plugin.cost.formula import total, turn_shares
 from adt_plugin.cost.measure import Stopwatch, device_name, measure_base, measure_turn, one_thread, prepared
 from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.report import Measurement, report
 from adt_plugin.cost.workbench import Workload
-from adt_plugin.turn import start_range
 
 PRECISIONS = {"no": "fp32", "fp16": "bf16", "bf16": "bf16"}
 """`--mixed_precision` of the host -> what is counted: fp16 and bf16 are two bytes each."""

@@ -10,11 +10,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import flop_counter
 
-from adt_plugin.config import ADTConfig
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.diffusion.memory import masked_steps
 from adt_plugin.cost.formula import Parts, calls_per_step
 from adt_plugin.cost.live import LiveBytes
 from adt_plugin.cost.workbench import Workbench, Workload, nbytes
-from adt_plugin.memory import masked_steps
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from adt_plugin.config import ADTConfig
-from adt_plugin.memory import masked_steps
-from adt_plugin.turn import start_range
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.diffusion.memory import masked_steps
+from adt_plugin.core.turn import start_range
 
 RUN_STEPS = 2000
 """Optimizer steps of the run that tables and curves speak of."""

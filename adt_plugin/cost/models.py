@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.discriminator.backbone import FrozenBackbone, TokenGrids, four_blocks
-from adt_plugin.sampling import Denoiser, build_flow_scheduler, build_scheduler
+from adt_plugin.core.diffusion.sampling import Denoiser, build_flow_scheduler, build_scheduler
+from adt_plugin.core.discriminator.backbone import FrozenBackbone, TokenGrids, four_blocks
 
 BACKBONES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 """DINOv2 by its name's last part: width, depth, heads."""

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from adt_plugin.config import ADTConfig
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.run.files import write_atomically
 from adt_plugin.cost.formula import Parts
 from adt_plugin.cost.measure import Base, Measured, Stopwatch, measure_base, measure_naive, measure_turn, one_thread, prepared
 from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.workbench import Workbench, Workload
-from adt_plugin.files import write_atomically
 
 GRID_STEPS, GRID_GRAD_STEPS = (4, 10, 20), (1, 2, 4, 8)
 """m and K of the grid."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from adt_plugin.config import ADTConfig
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.run.files import write_atomically
 from adt_plugin.cost import sweep
 from adt_plugin.cost.count import Peaks, counted_parts, counted_peaks, kept_graphs
 from adt_plugin.cost.formula import RUN_STEPS, Parts, mean_turn, run_ratio, total, turn_shares
@@ -19,7 +20,6 @@ from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.report import GIB, TERA
 from adt_plugin.cost.sweep import Cells, Scale
 from adt_plugin.cost.workbench import Workload
-from adt_plugin.files import write_atomically
 
 COUNTED = "counted"
 TIME_TARGET, PEAK_TARGET, SLOPE_TARGET, RUN_TARGET = 1.15, 1.10, 0.01, 3.0

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adt_plugin.config import OWN_DECODER, ADTConfig, ConfigError
+from adt_plugin.core.config import OWN_DECODER, ADTConfig, ConfigError
+from adt_plugin.core.diffusion.sampling import Denoiser
+from adt_plugin.core.discriminator import Discriminator
+from adt_plugin.core.discriminator.losses import discriminator_hinge, generator_loss
+from adt_plugin.core.images.crop import Window
+from adt_plugin.core.images.decoding import LatentDecoder, LatentFormat, TinyDecoder
+from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.cost.models import BACKBONES, MODELS, LowRank, TrueSize, dinov2
-from adt_plugin.crop import Window
-from adt_plugin.decoding import LatentDecoder, LatentFormat, TinyDecoder
-from adt_plugin.discriminator import Discriminator
-from adt_plugin.discriminator.losses import discriminator_hinge, generator_loss
-from adt_plugin.sampling import Denoiser
-from adt_plugin.turn import AdversarialTurn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LATENT_PIXELS = 8

@@ -21,10 +21,10 @@ from safetensors import SafetensorError  # type: ignore[attr-defined]
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adt_plugin.core.run.files import replacement
 from adt_plugin.demo.data import Digits, batches, degrade, encode, warp
 from adt_plugin.demo.diffusion import diffusion_loss
 from adt_plugin.demo.models import Classifier, RotationNet, UNet, seeded
-from adt_plugin.files import replacement
 
 Progress = Callable[[float], object]
 """Called with the work done since the last call, in steps of the denoiser's training."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo import pictures, report, tradeoff
 from adt_plugin.demo.cells import Cell, CellStore
 from adt_plugin.demo.evaluate import SAMPLER_STEPS
@@ -28,7 +29,6 @@ from adt_plugin.demo.variants import (
     Variant,
     hurried,
 )
-from adt_plugin.files import write_atomically
 
 COST = "Cost"
 """Title of the table from which the defaults of `--adt_every`, `--adt_steps` and `--adt_grad_steps` are chosen."""

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo.evaluate import ScoreTable
 from adt_plugin.demo.metrics import Scores
-from adt_plugin.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo import pictures, report
 from adt_plugin.demo.cells import Cell
 from adt_plugin.demo.diffusion import sample
@@ -16,7 +17,6 @@ from adt_plugin.demo.finetune import Budget, tunable_copy
 from adt_plugin.demo.progress import Bar
 from adt_plugin.demo.study import Setting, Study, Tuned, grading_work, open_study, sampling_work, tuning_work
 from adt_plugin.demo.variants import ADT, BASE, DIFFUSION, Variant
-from adt_plugin.files import write_atomically
 
 COMPARED = tuple(replace(variant, samplers=("ddim",)) for variant in (BASE, DIFFUSION, ADT))
 CURVE_POINTS, CURVE_STEPS = 5, 10

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adt_plugin.core.diffusion.sampling import build_scheduler
 from adt_plugin.demo.data import CLASSES, LATENT_SHAPE, decode
-from adt_plugin.sampling import build_scheduler
 
 TIMESTEPS = 1000
 

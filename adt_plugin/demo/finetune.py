@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adt_plugin.config import ADTConfig
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.diffusion.sampling import build_scheduler
+from adt_plugin.core.discriminator import Discriminator, FrozenBackbone
+from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.demo.base import Base, adamw, decay, set_learning_rate
 from adt_plugin.demo.data import LATENT_PIXELS, Digits, batches, decode, encode
 from adt_plugin.demo.diffusion import alphas_cumprod, diffusion_pair
 from adt_plugin.demo.models import UNet
-from adt_plugin.discriminator import Discriminator, FrozenBackbone
-from adt_plugin.sampling import build_scheduler
-from adt_plugin.turn import AdversarialTurn
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo.cells import Cell
 from adt_plugin.demo.evaluate import SAMPLER_STEPS
-from adt_plugin.files import write_atomically
 
 Groups = dict[str, list[Cell]]
 """Cells by the name of their run, one per seed, in the order of their first appearance."""

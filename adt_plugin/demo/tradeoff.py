@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from adt_plugin.config import ADTConfig
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.cost.count import counted_parts
 from adt_plugin.cost.formula import RUN_STEPS, Parts, run_ratio
 from adt_plugin.cost.workbench import Workload

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adt_plugin import sampling
-from adt_plugin.config import ADTConfig
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.diffusion import sampling
+from adt_plugin.core.diffusion.sampling import Denoiser, Unroll
+from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.demo.finetune import Plan
-from adt_plugin.sampling import Denoiser, Unroll
-from adt_plugin.turn import AdversarialTurn
 
 
 class WhiteNoiseTurn(AdversarialTurn):

@@ -14,10 +14,10 @@ from typing import Any
 import toml
 from accelerate import DistributedType
 
-from adt_plugin import sampling
-from adt_plugin.config import ADTConfig, ConfigError
+from adt_plugin.core.config import ADTConfig, ConfigError
+from adt_plugin.core.diffusion import sampling
+from adt_plugin.core.turn import start_range
 from adt_plugin.host.families import FAMILIES, Family
-from adt_plugin.turn import start_range
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from adt_plugin.config import ADTConfig, ConfigError, add_adt_arguments, reject_unknown_keys
+from adt_plugin.core.config import ADTConfig, ConfigError, add_adt_arguments, reject_unknown_keys
 from adt_plugin.host.seams import Function, Seam, SeamError, patch
 
 ARGUMENTS = Seam(

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from adt_plugin import decoding
-from adt_plugin.decoding import LatentFormat
+from adt_plugin.core.images import decoding
+from adt_plugin.core.images.decoding import LatentFormat
 from adt_plugin.host import conventions
 from adt_plugin.host.conventions import Convention
 from adt_plugin.host.schedules import DiscreteSchedule, FlowSchedule, Schedule, constant, flux_shift

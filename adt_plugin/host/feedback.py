@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adt_plugin.core.run.monitor import Monitor, scalars
 from adt_plugin.host.seams import Function, patch_attribute
-from adt_plugin.monitor import Monitor, scalars
 
 if TYPE_CHECKING:
-    from adt_plugin.turn import TurnReport
+    from adt_plugin.core.turn import TurnReport
 
 POSTFIX_KEY = "avr_loss"
 """Only the bar whose postfix has this key is the host's training bar."""

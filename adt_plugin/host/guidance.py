@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adt_plugin.config import ConfigError
+from adt_plugin.core.config import ConfigError
+from adt_plugin.core.diffusion.sampling import Denoiser, Guided
+from adt_plugin.core.rng import preserved_rng
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.families import PROMPT_CACHING
 from adt_plugin.host.seams import Function, SeamError, Undo, patch, patch_attribute
-from adt_plugin.rng import preserved_rng
-from adt_plugin.sampling import Denoiser, Guided
 
 STRATEGIES = "library.strategy_base"
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
-from adt_plugin import sampling
-from adt_plugin.config import ADTConfig, ConfigError
+from adt_plugin.core.config import ADTConfig, ConfigError
+from adt_plugin.core.diffusion import sampling
 
 SD_TRAINING_STEPS = 1000
 

@@ -16,10 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.config import OWN_DECODER, ADTConfig, ConfigError
-from adt_plugin.decoding import LatentDecoder, TinyDecoder, load_tiny_decoder, resolve_dtype
-from adt_plugin.discriminator import Discriminator, load_backbone
-from adt_plugin.health import BadTurnsError, Health
+from adt_plugin.core.config import OWN_DECODER, ADTConfig, ConfigError
+from adt_plugin.core.diffusion.sampling import Denoiser
+from adt_plugin.core.discriminator import Discriminator, load_backbone
+from adt_plugin.core.images.decoding import LatentDecoder, TinyDecoder, load_tiny_decoder, resolve_dtype
+from adt_plugin.core.rng import preserved_rng
+from adt_plugin.core.run.health import BadTurnsError, Health
+from adt_plugin.core.run.monitor import Monitor
+from adt_plugin.core.turn import AdversarialTurn, StageClock
 from adt_plugin.host import entry
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.checks import check_processes, check_warmup, trained_range
@@ -29,10 +33,6 @@ from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.guidance import Guidance
 from adt_plugin.host.seams import Function, SeamError, Undo, check, first_found, patch, patch_attribute, resolve
 from adt_plugin.host.states import StateKeeper, load_heads
-from adt_plugin.monitor import Monitor
-from adt_plugin.rng import preserved_rng
-from adt_plugin.sampling import Denoiser
-from adt_plugin.turn import AdversarialTurn, StageClock
 
 
 class Session:

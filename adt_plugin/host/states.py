@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adt_plugin import state
-from adt_plugin.config import ADTConfig, ConfigError
-from adt_plugin.discriminator import Discriminator
+from adt_plugin.core.config import ADTConfig, ConfigError
+from adt_plugin.core.discriminator import Discriminator
+from adt_plugin.core.run import state
+from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host import entry
-from adt_plugin.turn import AdversarialTurn
 
 logger = logging.getLogger(__name__)
 

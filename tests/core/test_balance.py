@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adt_plugin.balance import GradientBalance, RunningMean
+from adt_plugin.core.diffusion.balance import GradientBalance, RunningMean
 
 
 def balance(mode: str, weight: float = 0.5, max_ratio: float = 100.0, diffusion: float | None = 2.0) -> GradientBalance:

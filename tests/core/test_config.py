@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adt_plugin import __version__
-from adt_plugin.config import ADTConfig, ConfigError, add_adt_arguments, option_names
+from adt_plugin.core.config import ADTConfig, ConfigError, add_adt_arguments, option_names
 
 CONTRACT = [
     "weight",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adt_plugin.crop import Window, draw_window
+from adt_plugin.core.images.crop import Window, draw_window
 
 
 def generator() -> torch.Generator:

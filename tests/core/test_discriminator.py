@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from transformers import SwinConfig, SwinModel, ViTConfig, ViTModel
 
-from adt_plugin.config import AUGMENTATIONS, ConfigError
-from adt_plugin.discriminator import Discriminator, FrozenBackbone, load_backbone
-from adt_plugin.discriminator.augment import Augment, shift
-from adt_plugin.discriminator.backbone import processor_size
-from adt_plugin.discriminator.heads import Standardize
-from adt_plugin.discriminator.losses import discriminator_hinge, generator_loss
-from adt_plugin.discriminator.siamese import fitting_size
+from adt_plugin.core.config import AUGMENTATIONS, ConfigError
+from adt_plugin.core.discriminator import Discriminator, FrozenBackbone, load_backbone
+from adt_plugin.core.discriminator.augment import Augment, shift
+from adt_plugin.core.discriminator.backbone import processor_size
+from adt_plugin.core.discriminator.heads import Standardize
+from adt_plugin.core.discriminator.losses import discriminator_hinge, generator_loss
+from adt_plugin.core.discriminator.siamese import fitting_size
 from toys import ToyFeatures, toy_discriminator
 
 

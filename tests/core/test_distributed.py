@@ -13,10 +13,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from adt_plugin import state
-from adt_plugin.distributed import average_gradients, joined_norm
-from adt_plugin.health import BadTurnsError, Health
-from adt_plugin.turn import AdversarialTurn
+from adt_plugin.core.distributed import average_gradients, joined_norm
+from adt_plugin.core.run import state
+from adt_plugin.core.run.health import BadTurnsError, Health
+from adt_plugin.core.turn import AdversarialTurn
 from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
 
 PROCESSES = 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import toml
 
-from adt_plugin.config import ADTConfig, option_names
+from adt_plugin.core.config import ADTConfig, option_names
 from adt_plugin.cost.cli import flattened
 from adt_plugin.host.checks import REFUSED
 from adt_plugin.host.families import FAMILIES

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adt_plugin.gradient_path import MASKS, choose_mask, leaf_gradients, replay
-from adt_plugin.rng import preserved_rng, seed_everything
-from adt_plugin.sampling import Guided, build_flow_scheduler, build_scheduler, noised_start, unroll
+from adt_plugin.core.diffusion.gradient_path import MASKS, choose_mask, leaf_gradients, replay
+from adt_plugin.core.diffusion.sampling import Guided, build_flow_scheduler, build_scheduler, noised_start, unroll
+from adt_plugin.core.rng import preserved_rng, seed_everything
 from toys import SD_ALPHAS_CUMPROD, ToyDenoiser, toy_decode, toy_latents
 
 STEPS, START = 8, 6

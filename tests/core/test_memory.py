@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adt_plugin.config import ADTConfig
-from adt_plugin.memory import GraphMemory, probe_of
-from adt_plugin.sampling import Denoiser, Guided
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.diffusion.memory import GraphMemory, probe_of
+from adt_plugin.core.diffusion.sampling import Denoiser, Guided
 from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
 
 GRAPH = 1000

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.discriminator import FrozenBackbone
-from adt_plugin.offload import Offload
+from adt_plugin.core.discriminator import FrozenBackbone
+from adt_plugin.core.images.offload import Offload
 from toys import ToyDenoiser, diffusion_backward, toy_decode, toy_latents, toy_turn
 
 META = torch.device("meta")

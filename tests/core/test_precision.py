@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.turn import AdversarialTurn, TurnReport
+from adt_plugin.core.turn import AdversarialTurn, TurnReport
 from toys import ToyDenoiser, toy_decode, toy_discriminator, toy_latents, toy_turn
 
 SMALL = 1e-7

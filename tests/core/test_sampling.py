@@ -7,8 +7,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from adt_plugin.config import ConfigError
-from adt_plugin.sampling import Guided, build_flow_scheduler, build_scheduler, check_grid, noised_start, unroll
+from adt_plugin.core.config import ConfigError
+from adt_plugin.core.diffusion.sampling import Guided, build_flow_scheduler, build_scheduler, check_grid, noised_start, unroll
 from toys import SD_ALPHAS_CUMPROD, ToyDenoiser, toy_latents
 
 SAMPLERS = ("ddim", "euler", "dpm++")

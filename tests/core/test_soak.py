@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from adt_plugin import state
-from adt_plugin.health import Health
-from adt_plugin.monitor import Monitor
+from adt_plugin.core.run import state
+from adt_plugin.core.run.health import Health
+from adt_plugin.core.run.monitor import Monitor
 from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
 
 TURNS, SETTLED = 300, 100

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adt_plugin import state
-from adt_plugin.config import ADTConfig
-from adt_plugin.turn import AdversarialTurn
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.run import state
+from adt_plugin.core.turn import AdversarialTurn
 from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
 
 
@@ -160,7 +160,7 @@ def test_nothing_is_unpickled(saved: Path, monkeypatch: pytest.MonkeyPatch) -> N
 WRITER = """
 import itertools, sys
 from pathlib import Path
-from adt_plugin import state
+from adt_plugin.core.run import state
 from toys import toy_turn
 turn = toy_turn()
 for turn.turns in itertools.count(1):

@@ -12,10 +12,10 @@ import toml
 import torch
 from diffusers import AutoencoderTiny
 
-from adt_plugin import state
-from adt_plugin.config import ADTConfig, ConfigError
-from adt_plugin.decoding import load_tiny_decoder
-from adt_plugin.discriminator import load_backbone
+from adt_plugin.core.config import ADTConfig, ConfigError
+from adt_plugin.core.discriminator import load_backbone
+from adt_plugin.core.images.decoding import load_tiny_decoder
+from adt_plugin.core.run import state
 from toys import toy_turn
 
 SHELL = "a b; touch pwned; $(touch pwned) `touch pwned` & 'x"

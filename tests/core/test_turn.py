@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from adt_plugin.config import ADTConfig, ConfigError
-from adt_plugin.turn import STAGES, AdversarialTurn, start_range
+from adt_plugin.core.config import ADTConfig, ConfigError
+from adt_plugin.core.turn import STAGES, AdversarialTurn, start_range
 from toys import ToyDenoiser, diffusion_backward, toy_decode, toy_latents, toy_turn
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from adt_plugin.config import ADTConfig
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.diffusion.sampling import Denoiser
 from adt_plugin.cost import models
 from adt_plugin.cost.models import TrueSize
 from adt_plugin.cost.workbench import Workload
-from adt_plugin.sampling import Denoiser
 
 
 def tiny_unet() -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adt_plugin.config import ADTConfig
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.cost.count import Peaks
 from adt_plugin.cost.formula import Parts
 from adt_plugin.cost.measure import Base, Measured

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adt_plugin.config import ADTConfig
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.cost.count import counted_parts, counted_peaks, flops_of, kept_graphs
 from adt_plugin.cost.formula import total, turn_shares
 from adt_plugin.cost.measure import always_from, peak_bytes, peak_of_turn, prepared

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from adt_plugin.config import ADTConfig
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.cost.formula import Parts, mean_turn, run_ratio, total, turn_shares, warmup_turn
 
 PARTS = Parts(forward=1.0, step=3.0, decode_real=0.5, decode_generated=2.0, judge=0.25)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adt_plugin.config import ADTConfig
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.cost.cli import cost_parser, with_config_file, workload_of
 from adt_plugin.cost.count import counted_parts, counted_peaks, kept_graphs
 from adt_plugin.cost.formula import run_ratio

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo.cells import Cell, CellStore, digest
 from adt_plugin.demo.metrics import Scores
 from adt_plugin.demo.study import Setting
 from adt_plugin.demo.variants import ABLATIONS, ADT
-from adt_plugin.files import write_atomically
 
 CELL = Cell("ADT", 1, 12.5, 300, 1, {"ddim": {5: Scores(1.5, 0.9, 0.8, 3.0), 10: Scores(1.25, 0.95, 0.75, 2.5)}})
 

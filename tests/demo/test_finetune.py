@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adt_plugin.core.turn import AdversarialTurn, TurnReport
 from adt_plugin.demo.data import load_splits
 from adt_plugin.demo.finetune import Budget, Plan, build_turn, finetune, tunable_copy
 from adt_plugin.demo.study import Study
 from adt_plugin.demo.variants import FROZEN, REFERENCE
-from adt_plugin.turn import AdversarialTurn, TurnReport
 
 assert REFERENCE.adt is not None
 SHORT = replace(REFERENCE, adt=replace(REFERENCE.adt, warmup=2))

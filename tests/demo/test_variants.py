@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adt_plugin import gradient_path
+from adt_plugin.core.diffusion import gradient_path
+from adt_plugin.core.diffusion.sampling import Denoiser, Unroll, build_scheduler
+from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.demo.data import encode, load_splits
 from adt_plugin.demo.diffusion import alphas_cumprod
 from adt_plugin.demo.finetune import build_turn, tunable_copy
@@ -28,8 +30,6 @@ from adt_plugin.demo.variants import (
     changed,
     hurried,
 )
-from adt_plugin.sampling import Denoiser, Unroll, build_scheduler
-from adt_plugin.turn import AdversarialTurn
 
 EVERYTHING = (BASE, SLOW_DIFFUSION, DIFFUSION, FAST_DIFFUSION, FROZEN_HEADS, SPARSE_ADT, ADT, *ABLATIONS)
 

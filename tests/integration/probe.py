@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import adt_plugin
-from adt_plugin import sampling
+from adt_plugin.core.diffusion import sampling
 from adt_plugin.host.families import Family
 from adt_plugin.host.schedules import FlowSchedule
 from adt_plugin.host.session import Session

@@ -11,8 +11,8 @@ from adtruns import assert_trained_with_adt
 from diffusers import AutoencoderTiny
 from torch import nn
 
-from adt_plugin.config import ConfigError
-from adt_plugin.decoding import LatentDecoder, LatentFormat, load_tiny_decoder, pixels_of, resolve_dtype
+from adt_plugin.core.config import ConfigError
+from adt_plugin.core.images.decoding import LatentDecoder, LatentFormat, load_tiny_decoder, pixels_of, resolve_dtype
 from tinyhost.models import HostModel, seeded
 from tinyhost.run import TinyRun
 
@@ -111,7 +111,7 @@ def test_several_large_images_are_decoded_again_one_by_one(monkeypatch: pytest.M
         return images.detach(), gradient, len(calls)
 
     images, gradient, calls = decoded()
-    monkeypatch.setattr("adt_plugin.decoding.LARGE", 4)
+    monkeypatch.setattr("adt_plugin.core.images.decoding.LARGE", 4)
     again, same_gradient, more_calls = decoded()
     assert torch.equal(images, again) and torch.equal(gradient, same_gradient)
     assert (calls, more_calls) == (3, 6)

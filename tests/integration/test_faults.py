@@ -14,7 +14,7 @@ from adtruns import rows
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from adt_plugin import state
+from adt_plugin.core.run import state
 from tinyhost.models import HostModel
 from tinyhost.run import SCRIPT, TinyRun, end_group, host_arguments, host_environment
 

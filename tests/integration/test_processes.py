@@ -14,7 +14,7 @@ import pytest
 from adtruns import assert_trained_with_adt, rows
 from test_faults import with_broken_decoder
 
-from adt_plugin import state
+from adt_plugin.core.run import state
 from tinyhost.models import HostModel
 from tinyhost.run import CompletedRun, TinyRun
 

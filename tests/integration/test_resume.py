@@ -10,7 +10,7 @@ import torch
 from adtruns import assert_same_weights, assert_trained_with_adt, rows
 from safetensors.torch import load_file
 
-from adt_plugin import state
+from adt_plugin.core.run import state
 from tinyhost.run import CompletedRun, TinyRun
 
 Options = tuple[str | Path, ...]

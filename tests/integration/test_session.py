@@ -13,7 +13,7 @@ from accelerate import Accelerator, DistributedType
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from adt_plugin.config import ADTConfig
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.host.families import SD
 from adt_plugin.host.seams import patch_attribute
 from adt_plugin.host.session import Session

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 import adt_plugin
-from adt_plugin import sampling
+from adt_plugin.core.diffusion import sampling
+from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host.session import Session
-from adt_plugin.turn import AdversarialTurn
 
 NOTES: dict[str, list[Any]] = {"replays": [], "clipped": [], "stepped": [], "modes": []}
 

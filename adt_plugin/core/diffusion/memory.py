@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from adt_plugin.config import ADTConfig
-from adt_plugin.distributed import world_size
-from adt_plugin.sampling import Denoiser, parts_of
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.diffusion.sampling import Denoiser, parts_of
+from adt_plugin.core.distributed import world_size
 
 SHARE_OF_FREE = 0.8
 """Of the free memory, what kept graphs may take; the rest is for fragmentation and for what varies between batches (ours)."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.config import ConfigError
+from adt_plugin.core.config import ConfigError
 
 
 class FrozenBackbone(nn.Module):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from adt_plugin.distributed import rank, true_everywhere
+from adt_plugin.core.distributed import rank, true_everywhere
 
 if TYPE_CHECKING:
-    from adt_plugin.turn import TurnReport
+    from adt_plugin.core.turn import TurnReport
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.distributed import averaged
+from adt_plugin.core.distributed import averaged
 
 
 class Standardize(nn.Module):

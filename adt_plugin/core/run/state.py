@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open  # type: ignore[attr-defined]
 from safetensors.torch import save
 from torch import Tensor
 
-from adt_plugin.balance import RunningMean
-from adt_plugin.config import ADTConfig
-from adt_plugin.discriminator import Discriminator
-from adt_plugin.distributed import rank
-from adt_plugin.turn import AdversarialTurn
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.diffusion.balance import RunningMean
+from adt_plugin.core.discriminator import Discriminator
+from adt_plugin.core.distributed import rank
+from adt_plugin.core.turn import AdversarialTurn
 
 FORMAT = "1"
 TENSORS, MANIFEST = "adt_state.safetensors", "adt_state.json"

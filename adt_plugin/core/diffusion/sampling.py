@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adt_plugin.config import ConfigError
-from adt_plugin.rng import seed_everything
+from adt_plugin.core.config import ConfigError
+from adt_plugin.core.rng import seed_everything
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """`(x (B, C, h, w), t (B,)) -> prediction (B, C, h, w)`: noise, v or flow velocity, as the scheduler is configured."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adt_plugin.config import OWN_DECODER, ConfigError
+from adt_plugin.core.config import OWN_DECODER, ConfigError
 
 LARGE = 512 * 512
 """Pixels of an image whose decoder's graph is worth more than a second decode (ours: about 0.5 GB in bf16)."""

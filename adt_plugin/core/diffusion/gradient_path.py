@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from adt_plugin.sampling import Denoiser, Unroll, call_joined, parts_of
+from adt_plugin.core.diffusion.sampling import Denoiser, Unroll, call_joined, parts_of
 
 
 def _random_mask(candidates: Sequence[int], count: int, generator: torch.Generator) -> list[int]:

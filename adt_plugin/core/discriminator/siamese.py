@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from adt_plugin.config import ADTConfig
-from adt_plugin.discriminator.augment import Augment
-from adt_plugin.discriminator.backbone import FrozenBackbone
-from adt_plugin.discriminator.heads import Head
-from adt_plugin.distributed import averaged
-from adt_plugin.rng import preserved_rng
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.discriminator.augment import Augment
+from adt_plugin.core.discriminator.backbone import FrozenBackbone
+from adt_plugin.core.discriminator.heads import Head
+from adt_plugin.core.distributed import averaged
+from adt_plugin.core.rng import preserved_rng
 
 SCORE_SCALE = 10.0
 """A cosine lies in [-1, 1], the hinge's margins at -1 and 1: the scale lets a difference of 0.2 fill them (ours)."""

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adt_plugin import gradient_path, sampling
-from adt_plugin.balance import GradientBalance, at_least_float32
-from adt_plugin.config import ADTConfig, ConfigError
-from adt_plugin.crop import draw_window
-from adt_plugin.discriminator import Discriminator, Observation
-from adt_plugin.discriminator.losses import discriminator_hinge, generator_loss
-from adt_plugin.distributed import all_finite, average_gradients, averaged, joined_norm, rank, true_everywhere
-from adt_plugin.memory import GraphMemory
-from adt_plugin.offload import Offload
-from adt_plugin.rng import draw_seed, preserved_rng
-from adt_plugin.sampling import Denoiser, Unroll
+from adt_plugin.core.config import ADTConfig, ConfigError
+from adt_plugin.core.diffusion import gradient_path, sampling
+from adt_plugin.core.diffusion.balance import GradientBalance, at_least_float32
+from adt_plugin.core.diffusion.memory import GraphMemory
+from adt_plugin.core.diffusion.sampling import Denoiser, Unroll
+from adt_plugin.core.discriminator import Discriminator, Observation
+from adt_plugin.core.discriminator.losses import discriminator_hinge, generator_loss
+from adt_plugin.core.distributed import all_finite, average_gradients, averaged, joined_norm, rank, true_everywhere
+from adt_plugin.core.images.crop import draw_window
+from adt_plugin.core.images.offload import Offload
+from adt_plugin.core.rng import draw_seed, preserved_rng
 
 STAGES = ("unroll", "decode", "observe", "gradient", "replay", "discriminator")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL import Image
 
-    from adt_plugin.turn import TurnReport
+    from adt_plugin.core.turn import TurnReport
 
 logger = logging.getLogger(__name__)
 
