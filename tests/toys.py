@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.diffusion.sampling import build_scheduler
+from adt_plugin.core.diffusion.samplers import build_sampler
 from adt_plugin.core.discriminator import Discriminator, FrozenBackbone
 from adt_plugin.core.turn import AdversarialTurn
 
@@ -62,8 +62,8 @@ def toy_discriminator(kind: str = "siamese", augment: tuple[str, ...] = ("color"
 def toy_turn(sampler: str = "ddim", prediction_type: str = "epsilon", **options: object) -> AdversarialTurn:
     """A turn on the toys; `options` are fields of ADTConfig, without warm-up unless said."""
     config = ADTConfig(**{"warmup": 0, "steps": 5} | options)  # type: ignore[arg-type]
-    scheduler = build_scheduler(sampler, SD_ALPHAS_CUMPROD, prediction_type)
-    return AdversarialTurn(config, scheduler=scheduler, decode=toy_decode, discriminator=toy_discriminator(config.disc_type))
+    walked = build_sampler(sampler, SD_ALPHAS_CUMPROD, prediction_type)
+    return AdversarialTurn(config, sampler=walked, decode=toy_decode, discriminator=toy_discriminator(config.disc_type))
 
 
 def diffusion_backward(turn: AdversarialTurn, net: ToyDenoiser, latents: Tensor) -> None:

@@ -1,27 +1,23 @@
-"""The `--adt_*` options: one table for argparse, TOML, range checks, help texts and metadata.
+"""The options, in groups by who reads them: names, types, defaults, ranges and help texts.
 
-A field of `ADTConfig` *is* an option: its name after `--adt_`, its type, default, range and help text are read from here
-by everything else. Standard library only, because the host's parser is extended before torch is needed.
+A field of a group *is* an option: whatever shows options (a command line, a file, a table) is made from the fields of
+`ADTConfig`. Standard library only, because a host's parser is extended before torch is needed.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
-from collections.abc import Iterable
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from adt_plugin import __version__
+from adt_plugin.core.errors import ConfigError
 
 PREFIX = "adt_"
+"""Stands before an option's name wherever a user writes it: `--adt_steps`, `adt_steps = 5`."""
+
 OWN_DECODER = "vae"
+NO_WEIGHTS = "none"
 AUGMENTATIONS = ("color", "translation", "cutout", "shift")
-
-
-class ConfigError(ValueError):
-    """A wrong option or combination: one sentence that names the flag and the way out."""
 
 
 def option(
@@ -33,14 +29,34 @@ def option(
     high: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """A dataclass field that carries what argparse, the range checks and the documentation need."""
-    metadata = {"help": f"{help_en} / {help_ja}", "low": low, "high": high, "choices": choices}
-    return field(default=default, metadata=metadata)
+    """Define a dataclass field that is an option.
+
+    Args:
+        default: also decides the option's type: bool, int, float or str.
+        help_en, help_ja: what a person gets from it.
+        low, high: inclusive bounds of a number.
+        choices: all values of a word; empty allows any.
+    """
+    return field(default=default, metadata={"help": (help_en, help_ja), "low": low, "high": high, "choices": choices})
 
 
 @dataclass(frozen=True)
-class ADTConfig:
-    """Every `--adt_*` option, checked. Where each default comes from: docs/method.md.
+class _Options:
+    """What every group has: each value is checked against its option's range when it is made."""
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            _check_range(spec, getattr(self, spec.name))
+
+
+def _seed_option() -> Any:
+    """Define the option that turn and discriminator share."""
+    return option(0, "seed of ADT's own random numbers", "ADT専用の乱数シード", low=0, high=2**31 - 1)
+
+
+@dataclass(frozen=True)
+class TurnConfig(_Options):
+    """What `AdversarialTurn` reads: how strong, how long, how often, and the training of the discriminator's heads.
 
     Raises:
         ConfigError: a value is out of range or two values contradict each other; the message names the flag.
@@ -48,138 +64,84 @@ class ADTConfig:
 
     weight: float = option(
         1.0,
-        "weight of the adversarial gradient; 0 trains the discriminator only and looks on",
-        "敵対的勾配の重み",
+        "strength of the adversarial gradient; 0 trains the discriminator and leaves the model alone",
+        "敵対的勾配の強さ（0は識別器のみを学習し、モデルには影響しない）",
         low=0.0,
         high=100.0,
     )
     balance: str = option(
         "cap",
-        "how the weight is applied: ratio to the diffusion gradient, cap (its ratio to the usual turn, never amplified), none",
-        "重みの適用方法",
+        "how the adversarial gradient is scaled to the diffusion loss's: ratio gives every turn --adt_weight times its "
+        "norm; cap gives the average turn that norm and lets weak turns stay weak; none multiplies by --adt_weight alone",
+        "敵対的勾配を拡散損失の勾配に合わせる方法（ratio: 毎回同じ比率、cap: 平均で合わせ弱い勾配は増幅しない、none: 重みのみ）",
         choices=("ratio", "cap", "none"),
     )
     max_grad_ratio: float = option(
         3.0,
-        "upper bound of adversarial over diffusion gradient norm at the denoiser's output",
-        "勾配ノルム比の上限",
+        "the adversarial gradient is never larger than this many times the diffusion loss's",
+        "拡散損失の勾配に対する敵対的勾配の上限（倍率）",
         low=0.0,
         high=1000.0,
     )
     steps: int = option(
-        5, "steps of the inference grid that the unroll walks (m)", "推論グリッドのステップ数", low=1, high=1000
+        5,
+        "sampler steps of the whole path from noise to image that turns walk parts of (m)",
+        "推論グリッドのステップ数",
+        low=1,
+        high=1000,
     )
-    grad_steps: int = option(2, "unrolled steps that carry gradient per turn (K)", "勾配を流すステップ数", low=1, high=1000)
+    grad_steps: int = option(
+        2, "walked steps that are trained in each turn (K)", "1ターンで学習するステップ数", low=1, high=1000
+    )
     grad_mask: str = option(
         "random",
-        "which unrolled steps carry gradient: random, even (random offset), last, all (ignores --adt_grad_steps)",
-        "勾配を流すステップの選び方",
+        "which walked steps are trained: random, even (spaced evenly from a random offset), last, "
+        "all (ignores --adt_grad_steps)",
+        "学習するステップの選び方",
         choices=("random", "even", "last", "all"),
     )
-    sampler: str = option("auto", "sampler of the unroll", "展開に使うサンプラー", choices=("auto", "ddim", "euler", "dpm++"))
-    spacing: str = option(
-        "auto",
-        "spacing of the inference grid; auto is leading, trailing with zero terminal SNR, sd-scripts' own for flow models",
-        "推論グリッドの間隔",
-        choices=("auto", "leading", "trailing", "linspace"),
-    )
-    flow_shift: float = option(
-        0.0,
-        "shift of the inference grid of flow models; 0 is what sd-scripts samples the model with",
-        "フローモデルの推論グリッドのシフト（0はsd-scriptsのサンプリングと同じ値）",
-        low=0.0,
-        high=100.0,
-    )
-    cfg_scale: float = option(
-        1.0,
-        "classifier-free guidance in the unroll, against the empty prompt; above 1 every denoiser call costs twice",
-        "展開時のCFGスケール（1より大きいと2倍の計算）",
-        low=1.0,
-        high=50.0,
-    )
     start_min: float = option(
-        0.0, "lowest start of the unroll, as a fraction of the grid", "展開開始位置の下限", low=0.0, high=1.0
+        0.0,
+        "the least noise that a turn starts from, as a fraction of the path (0 is next to the image, 1 is pure noise)",
+        "展開開始位置の下限（0は画像側、1は純粋なノイズ）",
+        low=0.0,
+        high=1.0,
     )
     start_max: float = option(
-        1.0, "highest start of the unroll, as a fraction of the grid", "展開開始位置の上限", low=0.0, high=1.0
+        1.0,
+        "the most noise that a turn starts from, as a fraction of the path",
+        "展開開始位置の上限",
+        low=0.0,
+        high=1.0,
     )
     every: int = option(
         2,
-        "an adversarial turn every N optimizer steps, once the warm-up is over",
-        "Nステップごとに敵対的ターンを実行（ウォームアップ後）",
+        "one turn in every N optimizer steps, once the warm-up is over",
+        "Nステップごとに1ターン実行（ウォームアップ後）",
         low=1,
         high=1_000_000,
     )
     warmup: int = option(
         100,
-        "first turns, one in every batch, that train the discriminator only",
+        "number of first turns, one in every batch, that train the discriminator alone",
         "識別器のみを学習する最初のターン数（毎バッチ）",
         low=0,
         high=1_000_000,
     )
-    backbone: str = option(
-        "facebook/dinov2-base",
-        "frozen vision transformer: hub name or local folder",
-        "固定ビジョンTransformer（ハブ名またはフォルダ）",
-    )
-    blocks: str = option(
-        "auto", "backbone blocks that the heads read, e.g. 3,6,9,12; auto is four, evenly spaced", "ヘッドが読むブロック番号"
-    )
-    disc_type: str = option(
-        "siamese",
-        "siamese scores a generated image against its real one, unary scores it alone",
-        "識別器の種類",
-        choices=("siamese", "unary"),
-    )
     disc_lr: float = option(5e-4, "learning rate of the discriminator's heads (AdamW)", "識別器の学習率", low=0.0, high=1.0)
     disc_betas: str = option("0.0,0.99", "AdamW betas of the discriminator's heads", "識別器のAdamWのbeta")
-    disc_width: int = option(256, "channels of the discriminator's heads", "識別器ヘッドのチャンネル数", low=8, high=8192)
-    disc_weights: str = option(
-        "none",
-        "start from the discriminator in a state folder or its adt_state.safetensors; none starts from random heads",
-        "学習済み識別器（stateフォルダまたはadt_state.safetensors、noneは初期値から）",
-    )
-    augment: str = option(
-        ",".join(AUGMENTATIONS),
-        "differentiable augmentations of the discriminator's inputs, or none",
-        "識別器入力の微分可能なデータ拡張",
-    )
-    noise: float = option(
-        0.0,
-        "standard deviation of the noise on the discriminator's inputs",
-        "識別器入力に加えるノイズの標準偏差",
-        low=0.0,
-        high=10.0,
-    )
-    image_size: int = option(
-        0,
-        "images reach the discriminator with this many pixels squared, aspect ratio kept; 0 is the backbone's own size",
-        "識別器に入力する画像サイズ（0はバックボーンの既定値）",
-        low=0,
-        high=4096,
-    )
-    decode_dtype: str = option(
-        "auto",
-        "precision of the decoder and the backbone; auto is bf16 where the GPU has it",
-        "デコーダとバックボーンの精度",
-        choices=("auto", "fp32", "bf16"),
-    )
-    decoder: str = option(
-        OWN_DECODER,
-        "what decodes latents: vae is the run's own decoder; a folder holds a tiny autoencoder (TAESD) for the same latents",
-        "潜在変数のデコーダ（vae: 学習モデルのVAE、フォルダ: TAESDなどの軽量版）",
-    )
     decode_crop: int = option(
         256,
-        "decode a random square of this many pixels instead of the whole image, a multiple of 8; 0 decodes the whole image",
+        "decode and compare a random square of this many pixels instead of the whole image, a multiple of 8: "
+        "less memory and time; 0 takes the whole image",
         "画像全体の代わりにデコードするランダムな正方形の一辺（8の倍数、0は画像全体）",
         low=0,
         high=8192,
     )
     memory: str = option(
         "low",
-        "low replays the steps that carry gradient, fast keeps their graphs (K graphs in memory, K forwards less), "
-        "auto is fast where a CUDA device has room for it",
+        "low runs the trained steps twice and needs the least memory; fast keeps the graphs of all K steps and saves K forward "
+        "passes; auto is fast where a CUDA device has room for it",
         "勾配を流すステップの扱い（low: 再計算、fast: グラフを保持、auto: 空きメモリで判断）",
         choices=("low", "fast", "auto"),
     )
@@ -188,38 +150,16 @@ class ADTConfig:
         "keep decoder and backbone in the computer's memory while a turn does not need them: less GPU memory, more time",
         "不要な間はデコーダとバックボーンをCPUメモリに置く（GPUメモリ節約、速度低下）",
     )
-    max_bad_turns: int = option(
-        10,
-        "turns in a row with NaN or infinity that end the run, with its state saved; 0 lets it go on",
-        "NaNや無限大のターンがこの回数続いたら状態を保存して終了（0で続行）",
-        low=0,
-        high=1_000_000,
-    )
-    seed: int = option(0, "seed of the plugin's own random generators", "プラグイン専用の乱数シード", low=0, high=2**31 - 1)
-    pictures_every: int = option(
-        100,
-        "a picture of generated beside real images every N turns; 0 turns it off",
-        "Nターンごとに画像を保存（0で無効）",
-        low=0,
-        high=1_000_000,
-    )
-    train_text_encoder: bool = option(
-        False, "not built yet: the adversarial gradient trains the denoiser alone", "未対応（敵対的勾配はデノイザーのみを学習）"
-    )
-    profile: bool = option(False, "measure each stage of a turn (synchronises the device)", "各処理の時間を計測")
+    profile: bool = option(False, "measure the seconds of each stage of a turn (slows a GPU down)", "各処理の時間を計測")
+    seed: int = _seed_option()
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
-            _check_range(spec, getattr(self, spec.name))
+        super().__post_init__()
         if self.start_min > self.start_max:
             raise ConfigError(f"--adt_start_min ({self.start_min}) is above --adt_start_max ({self.start_max}): exchange them.")
         if self.decode_crop % 8:
             raise ConfigError(f"--adt_decode_crop must be a multiple of 8, such as 224 or 256; got {self.decode_crop}.")
-        if self.train_text_encoder:
-            raise ConfigError(
-                "--adt_train_text_encoder is not built yet: leave it out; sd-scripts itself may go on training text encoders."
-            )
-        _ = self.beta_pair, self.augmentations, self.block_indices  # parse now, so that errors come before models are loaded
+        _ = self.beta_pair  # parse now, so that errors come before models are loaded
 
     @property
     def beta_pair(self) -> tuple[float, float]:
@@ -233,6 +173,57 @@ class ADTConfig:
         if not (0.0 <= first < 1.0 and 0.0 <= second < 1.0):
             raise ConfigError(f"--adt_disc_betas must lie in [0, 1), such as 0.0,0.99; got {self.disc_betas!r}.")
         return first, second
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig(_Options):
+    """What `load_backbone` and `Discriminator.from_config` read.
+
+    Raises:
+        ConfigError: a value is out of range or cannot be parsed; the message names the flag.
+    """
+
+    backbone: str = option(
+        "facebook/dinov2-base",
+        "frozen vision transformer that compares images: a hub name, a local folder, or timm: and a timm name",
+        "画像を比較する固定ビジョンTransformer（ハブ名、フォルダ、またはtimm:名前）",
+    )
+    blocks: str = option(
+        "auto",
+        "blocks of the backbone that the discriminator looks at, e.g. 3,6,9,12; auto is four, evenly spaced",
+        "識別器が参照するバックボーンのブロック番号",
+    )
+    disc_type: str = option(
+        "siamese",
+        "siamese judges a generated image beside the real one that it started from, unary judges it alone",
+        "識別器の種類",
+        choices=("siamese", "unary"),
+    )
+    disc_width: int = option(256, "channels of the discriminator's heads", "識別器ヘッドのチャンネル数", low=8, high=8192)
+    augment: str = option(
+        ",".join(AUGMENTATIONS),
+        "random changes to every image that the discriminator sees, or none",
+        "識別器入力の微分可能なデータ拡張（none: なし）",
+    )
+    noise: float = option(
+        0.0,
+        "standard deviation of the noise added to every image that the discriminator sees (images lie in -1 to 1)",
+        "識別器入力に加えるノイズの標準偏差",
+        low=0.0,
+        high=10.0,
+    )
+    image_size: int = option(
+        0,
+        "images are shown to the discriminator at this many pixels squared, aspect ratio kept; 0 is the backbone's own size",
+        "識別器に入力する画像サイズ（0はバックボーンの既定値）",
+        low=0,
+        high=4096,
+    )
+    seed: int = _seed_option()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.augmentations, self.block_indices  # parse now, so that errors come before models are loaded
 
     @property
     def augmentations(self) -> tuple[str, ...]:
@@ -262,99 +253,97 @@ class ADTConfig:
             )
         return indices
 
-    @classmethod
-    def from_namespace(cls, args: argparse.Namespace) -> ADTConfig:
-        """Read the options from parsed arguments, which may hold raw TOML values.
 
-        Raises:
-            ConfigError: an unknown `adt_*` key (the host lets those of a TOML pass), a wrong type, or a value out of range.
-        """
-        reject_unknown_keys(vars(args))
-        given = {spec.name: getattr(args, PREFIX + spec.name) for spec in fields(cls) if hasattr(args, PREFIX + spec.name)}
-        return cls(**{spec.name: _convert(spec, given[spec.name]) for spec in fields(cls) if spec.name in given})
+@dataclass(frozen=True)
+class RunConfig(_Options):
+    """What is read by whoever sets up a run: the sampler, guidance, the decoder, what is watched and saved.
 
-    def metadata(self) -> dict[str, str]:
-        """`ss_adt_*` strings for saved files; a local folder appears by its name only."""
-        values = {spec.name: str(getattr(self, spec.name)) for spec in fields(self)}
-        for name in ("backbone", "decoder", "disc_weights"):
-            if Path(values[name]).exists():
-                values[name] = Path(values[name]).resolve().name
-        return {"ss_adt_version": __version__} | {f"ss_{PREFIX}{name}": value for name, value in values.items()}
+    Raises:
+        ConfigError: a value is out of range; the message names the flag.
+    """
+
+    sampler: str = option(
+        "auto", "sampler that turns walk with", "展開に使うサンプラー", choices=("auto", "ddim", "euler", "dpm++")
+    )
+    spacing: str = option(
+        "auto",
+        "how the sampler's steps are spaced; auto is leading, trailing with zero terminal SNR, sd-scripts' own for flow models",
+        "推論グリッドの間隔",
+        choices=("auto", "leading", "trailing", "linspace"),
+    )
+    flow_shift: float = option(
+        0.0,
+        "shift of a flow model's steps toward noise; 0 is the shift of sd-scripts' own previews",
+        "フローモデルの推論グリッドのシフト（0はsd-scriptsのサンプリングと同じ値）",
+        low=0.0,
+        high=100.0,
+    )
+    cfg_scale: float = option(
+        1.0,
+        "classifier-free guidance while a turn walks, against the empty prompt; above 1 every step costs twice",
+        "展開時のCFGスケール（1より大きいと2倍の計算）",
+        low=1.0,
+        high=50.0,
+    )
+    decode_dtype: str = option(
+        "auto",
+        "precision of decoder and backbone; auto is bf16 where the GPU has it",
+        "デコーダとバックボーンの精度",
+        choices=("auto", "fp32", "bf16"),
+    )
+    decoder: str = option(
+        OWN_DECODER,
+        "what turns latents into images: vae is the run's own decoder; a folder holds a tiny autoencoder (TAESD), "
+        "which is faster",
+        "潜在変数のデコーダ（vae: 学習モデルのVAE、フォルダ: TAESDなどの軽量版）",
+    )
+    disc_weights: str = option(
+        NO_WEIGHTS,
+        "start with the trained discriminator of a state folder or of its adt_state.safetensors; none starts with a new one",
+        "学習済み識別器（stateフォルダまたはadt_state.safetensors、noneは初期値から）",
+    )
+    max_bad_turns: int = option(
+        10,
+        "turns in a row with NaN or infinity that end the run, with its state saved; 0 lets it go on",
+        "NaNや無限大のターンがこの回数続いたら状態を保存して終了（0で続行）",
+        low=0,
+        high=1_000_000,
+    )
+    pictures_every: int = option(
+        100,
+        "a picture of generated beside real images every N turns; 0 turns it off",
+        "Nターンごとに画像を保存（0で無効）",
+        low=0,
+        high=1_000_000,
+    )
 
 
-def _kind(spec: Field[Any]) -> type:
-    """The option's Python type: bool, int, float or str."""
-    return type(spec.default)
+@dataclass(frozen=True)
+class ADTConfig(RunConfig, DiscriminatorConfig, TurnConfig):
+    """Every option, checked. Where each default comes from: docs/method.md.
+
+    It is a `TurnConfig`, a `DiscriminatorConfig` and a `RunConfig` at once: hand it to whatever reads one of them.
+
+    Raises:
+        ConfigError: a value is out of range or two values contradict each other; the message names the flag.
+    """
 
 
-def _convert(spec: Field[Any], value: Any) -> Any:
-    """A raw command-line or TOML value as the option's type; TOML lists stand for comma-separated values."""
-    flag, kind = f"--{PREFIX}{spec.name}", _kind(spec)
-    if isinstance(value, (list, tuple)) and kind is str:
-        return ",".join(str(part) for part in value)
-    if isinstance(value, bool) or kind is bool:
-        if not (isinstance(value, bool) and kind is bool):
-            raise ConfigError(
-                f"{flag} must be {'true or false' if kind is bool else f'of type {kind.__name__}'}, got {value!r}."
-            )
-        return value
-    try:
-        converted = kind(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{flag} must be of type {kind.__name__}, got {value!r}.") from None
-    if kind is int and converted != float(value):
-        raise ConfigError(f"{flag} must be a whole number, got {value!r}.")
-    return converted
+def flag_of(spec: Field[Any]) -> str:
+    """Return an option's flag, such as `--adt_steps`."""
+    return f"--{PREFIX}{spec.name}"
+
+
+def without_folder(value: str) -> str:
+    """Return a hub name as it is, and a local path by its last part: what is saved names no folder of the user's."""
+    return Path(value).resolve().name if Path(value).exists() else value
 
 
 def _check_range(spec: Field[Any], value: Any) -> None:
-    flag, rules = f"--{PREFIX}{spec.name}", spec.metadata
+    rules = spec.metadata
     if rules["choices"] and value not in rules["choices"]:
-        raise ConfigError(f"{flag} must be one of {', '.join(rules['choices'])}, got {value!r}.")
+        raise ConfigError(f"{flag_of(spec)} must be one of {', '.join(rules['choices'])}, got {value!r}.")
     if rules["low"] is not None and not (rules["low"] <= value <= rules["high"]):  # a NaN fails both comparisons
-        raise ConfigError(f"{flag} must be from {rules['low']:g} to {rules['high']:g}, got {value!r}.")
+        raise ConfigError(f"{flag_of(spec)} must be from {rules['low']:g} to {rules['high']:g}, got {value!r}.")
     if value == "":
-        raise ConfigError(f"{flag} is empty: give it a value or leave it out.")
-
-
-def option_names() -> list[str]:
-    """All keys of the plugin as the namespace and a TOML file spell them, the switch `adt` first."""
-    return ["adt"] + [PREFIX + spec.name for spec in fields(ADTConfig)]
-
-
-def reject_unknown_keys(keys: Iterable[str]) -> None:
-    """Stop at a misspelt key, which the host's `--config_file` would silently accept.
-
-    Raises:
-        ConfigError: names the key and the nearest valid one.
-    """
-    valid = option_names()
-    for key in keys:
-        if key.startswith(PREFIX) and key not in valid:
-            nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"unknown option {key}: did you mean {nearest}?")
-
-
-def add_adt_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--adt` and every `--adt_*` to a parser, as a group of its own. Idempotent."""
-    if any("--adt" in action.option_strings for action in parser._actions):
-        return
-    group = parser.add_argument_group("ADT", "Adversarial Diffusion Tuning (adt_plugin)")
-    group.add_argument(
-        "--adt",
-        action="store_true",
-        help="train with adversarial supervision of the sampler's output / 敵対的拡散チューニングを有効にする",
-    )
-    for spec in fields(ADTConfig):
-        flag, help_text = f"--{PREFIX}{spec.name}", spec.metadata["help"]
-        if _kind(spec) is bool:
-            group.add_argument(flag, action="store_true", help=help_text)
-            continue
-        choices = spec.metadata["choices"] or None
-        group.add_argument(
-            flag,
-            type=_kind(spec),
-            default=spec.default,
-            choices=choices,
-            help=f"{help_text} (default: {spec.default})".replace("%", "%%"),
-        )
+        raise ConfigError(f"{flag_of(spec)} is empty: give it a value or leave it out.")

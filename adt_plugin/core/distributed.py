@@ -1,4 +1,4 @@
-"""The little that several processes need: whatever is measured or decided is so for the joined batch, draws differ by rank.
+"""Reductions over several processes: whatever is measured or decided is so for the global batch, draws differ by rank.
 
 The gradients of the denoiser are the training loop's to average (DistributedDataParallel, or by hand before the step).
 """
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 
 def world_size() -> int:
-    """Number of processes; 1 outside torch.distributed."""
+    """Return the number of processes; 1 outside torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return this process's number, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 @torch.no_grad()
-def averaged(value: Tensor) -> Tensor:
-    """The mean of a tensor over all processes."""
+def all_reduce_mean(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes."""
     if world_size() == 1:
         return value
     value = value.clone()
@@ -32,10 +32,10 @@ def averaged(value: Tensor) -> Tensor:
     return value / world_size()
 
 
-def joined_norm(norm: Tensor) -> Tensor:
-    """The norms of a gradient of the joined batch, from those of every process's own mean over its own part.
+def all_reduce_norm(norm: Tensor) -> Tensor:
+    """Return the norms of the global batch's gradients, from those of every process's own mean over its own part.
 
-    Part r of the joined batch's gradient is 1/W of process r's, so the squares add up to W times their mean over W^2. One
+    Part r of the global batch's gradient is 1/W of process r's, so the squares add up to W times their mean over W^2. One
     process's number that is not finite makes the result not finite in all.
 
     Args:
@@ -43,21 +43,22 @@ def joined_norm(norm: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return norm
-    return (averaged(norm.double().square()) / world_size()).sqrt().to(norm.dtype)  # no norm of float32 overflows so
+    # in double precision: the squares of large float32 norms would overflow
+    return (all_reduce_mean(norm.double().square()) / world_size()).sqrt().to(norm.dtype)
 
 
-def true_everywhere(flag: Tensor) -> bool:
-    """Whether a 0-dim flag holds in every process, so that all take the same decision. Waits for the device."""
-    return bool(averaged(flag.float()) == 1.0)
+def all_processes_agree(flag: Tensor) -> bool:
+    """Return whether a 0-dim flag holds in every process, so that all take the same decision. Waits for the device."""
+    return bool(all_reduce_mean(flag.float()) == 1.0)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average `p.grad` over all processes, so that the heads stay the same on each."""
     for parameter in parameters:
         if parameter.grad is not None:
-            parameter.grad = averaged(parameter.grad)
+            parameter.grad = all_reduce_mean(parameter.grad)
 
 
 def all_finite(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Whether every gradient is finite, 0-dim. After `average_gradients`, all processes see the same."""
+    """Return whether every gradient is finite, 0-dim. After `all_reduce_gradients`, all processes see the same."""
     return torch.stack([p.grad.isfinite().all() for p in parameters if p.grad is not None]).all()

@@ -43,5 +43,5 @@ def seed_everything(seed: int) -> None:
 
 
 def draw_seed(generator: torch.Generator) -> int:
-    """A seed in [0, 2^31) from a CPU generator."""
+    """Draw a seed in [0, 2^31) from a CPU generator."""
     return int(torch.randint(2**31 - 1, (1,), generator=generator))

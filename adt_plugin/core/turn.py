@@ -1,124 +1,47 @@
-"""One adversarial turn: generator side, discriminator side, balance, schedule."""
+"""One adversarial turn: the method's equations, in order (docs/method.md, 'What happens in a turn')."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.core.config import ADTConfig, ConfigError
-from adt_plugin.core.diffusion import gradient_path, sampling
+from adt_plugin.core.config import TurnConfig
+from adt_plugin.core.diffusion import unroll as unrolling
 from adt_plugin.core.diffusion.balance import GradientBalance, at_least_float32
+from adt_plugin.core.diffusion.denoiser import Denoiser
+from adt_plugin.core.diffusion.gradient_path import Backward, choose_grad_positions, leaf_gradients, replay
 from adt_plugin.core.diffusion.memory import GraphMemory
-from adt_plugin.core.diffusion.sampling import Denoiser, Unroll
-from adt_plugin.core.discriminator import Discriminator, Observation
-from adt_plugin.core.discriminator.losses import discriminator_hinge, generator_loss
-from adt_plugin.core.distributed import all_finite, average_gradients, averaged, joined_norm, rank, true_everywhere
-from adt_plugin.core.images.crop import draw_window
+from adt_plugin.core.diffusion.samplers import Sampler
+from adt_plugin.core.diffusion.unroll import NoisedStart, Unroll, UnrollFunction
+from adt_plugin.core.discriminator import Discriminator
+from adt_plugin.core.discriminator.losses import LOSSES, AdversarialLoss
+from adt_plugin.core.distributed import all_finite, all_processes_agree, all_reduce_mean, all_reduce_norm, rank
+from adt_plugin.core.images.crop import Crop, draw_crop
 from adt_plugin.core.images.offload import Offload
+from adt_plugin.core.report import StageClock, TurnReport, fetch
 from adt_plugin.core.rng import draw_seed, preserved_rng
-
-STAGES = ("unroll", "decode", "observe", "gradient", "replay", "discriminator")
+from adt_plugin.core.schedule import Phase, TurnSchedule, start_range
+from adt_plugin.core.stages import Decode, decode_generated, decode_real, discriminator_gradients, score_generated
 
 
 @dataclass
-class TurnReport:
-    """What happened in a turn; numbers are plain Python floats, and with several processes those of the joined batch.
+class GeneratorGradients:
+    """dL_G/do_i at the denoiser's outputs, all on the device.
 
     Attributes:
-        turn: counts from 1.
-        warmup: the discriminator trained alone.
-        start: s in 1..m, the number of steps unrolled.
-        masked: positions in the unroll (0 is the first step walked) that carried gradient.
-        loss_g, loss_d: losses of the two sides; loss_d is 2 at chance.
-        score_real, score_gen: mean scores of positive and negative pairs.
-        grad_norm: of the adversarial gradient at the denoiser's output, as applied; 0 when none was.
-        grad_norm_raw: the same before balancing; grad_norm_diffusion: running mean of the diffusion loss's.
-        step_grad_norms: norm of dL_G/do_i for every step walked, before balancing; empty in the warm-up.
-        skipped: a gradient of either side was not finite, in any process, and both sides' were dropped in all.
-        seconds: wall time per stage, if the configuration asks for it.
-        gen, real, scores: `(B, 3, H, W)` images and per-pair scores of generated images `(B,)`, for pictures.
+        vectors: position -> gradient as it will be applied, `(B, C, h, w)`; empty where no step carries gradient.
+        raw: norm over these positions before balancing; 0 where there are none.
+        applied: the same after balancing.
+        by_step: norm at every step walked, before balancing; empty where no step carries gradient.
     """
 
-    turn: int
-    warmup: bool
-    start: int
-    masked: list[int]
-    loss_g: float
-    loss_d: float
-    score_real: float
-    score_gen: float
-    grad_norm: float
-    grad_norm_raw: float
-    grad_norm_diffusion: float
-    step_grad_norms: list[float]
-    skipped: bool
-    seconds: dict[str, float]
-    gen: Tensor = field(repr=False)
-    real: Tensor = field(repr=False)
-    scores: Tensor = field(repr=False)
-
-
-@dataclass
-class _AppliedGradient:
-    """The generator side's outcome, still on the device."""
-
+    vectors: dict[int, Tensor]
     raw: Tensor
     applied: Tensor
     by_step: Tensor
-    masked: list[int]
-    vectors: dict[int, Tensor]
-
-
-@dataclass
-class _Judged:
-    """A walked path, decoded and scored, and both sides' gradients; all still on the device.
-
-    Attributes:
-        applied: of the generator side; None where no step carries gradient.
-        loss_d, score_real: of the discriminator side, whose gradient is in its parameters.
-        sound: whether both gradients are finite, in every process.
-    """
-
-    path: Unroll
-    gen: Tensor
-    real: Tensor
-    scores: Tensor
-    loss_g: Tensor
-    applied: _AppliedGradient | None
-    loss_d: Tensor
-    score_real: Tensor
-    sound: bool
-
-
-class StageClock:
-    """Wall time per stage of a turn, on demand: it synchronises the device at every stage's ends."""
-
-    def __init__(self, enabled: bool, device: torch.device) -> None:
-        self.enabled, self.device = enabled, device
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the block's wall time to the named stage."""
-        began = self.now()
-        try:
-            yield
-        finally:
-            if self.enabled:
-                self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - began
-
-    def now(self) -> float:
-        """Seconds on a clock of unknown zero, after everything queued on the device has run."""
-        if self.enabled and self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 class AdversarialTurn:
@@ -126,12 +49,13 @@ class AdversarialTurn:
 
     One object per run. Use it after the diffusion loss's backward and before the optimizer's step:
 
-        turn = AdversarialTurn(config, scheduler=scheduler, decode=decode, discriminator=discriminator)
-        for latents, condition in data:
+        turn = AdversarialTurn(config, sampler=sampler, decode=decode, discriminator=discriminator)
+        for step, (latents, condition) in enumerate(data):
             prediction = denoiser(noisy_latents, timesteps, condition)
             turn.watch(prediction)                                  # for the balance of the two gradients
             accelerator.backward(mse_loss(prediction, noise))
-            report = turn(lambda x, t: denoiser(x, t, condition), latents, backward=accelerator.backward)
+            if turn.due(step):
+                report = turn(lambda x, t: denoiser(x, t, condition), latents, backward=accelerator.backward)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -139,35 +63,39 @@ class AdversarialTurn:
     its own generators and leaves the global ones as it found them. Its own optimizer trains the discriminator's heads.
 
     Args:
-        config: the `--adt_*` options. `sampler` and `spacing` are for whoever builds the scheduler, `backbone`, `blocks`,
-            `disc_type`, `disc_width`, `augment`, `noise`, `image_size` and `decode_dtype` for whoever builds the discriminator
-            and the decode function, `pictures_every` for a `Monitor`: they are not read here. `every` acts through `due`.
-        scheduler: a diffusers scheduler, from `build_scheduler` or your own, used by nobody else.
+        config: the options that a turn reads.
+        sampler: from `build_sampler`, or around a diffusers scheduler of your own; used by nobody else.
         decode: latents `(B, C, h, w)` -> images `(B, 3, H, W)` in [-1, 1], differentiable.
         discriminator: on the device where the turn runs.
         timestep_range: only steps whose timestep lies in [low, high) carry gradient; None allows all.
         latent_pixels: pixels to one latent along a side of what `decode` gives; for `decode_crop` alone.
         decoder: the module behind `decode`; for `offload` alone, which keeps it and the backbone on the CPU between turns.
+        loss: of the adversarial game.
+        noised_start, unroll: how a path begins and how it is walked; for experiments.
 
     Raises:
-        ConfigError: the scheduler cannot walk the configured grid, or no start is left by the configured range.
+        ConfigError: the sampler cannot walk the configured grid, or no start is left by the configured range.
     """
 
     def __init__(
         self,
-        config: ADTConfig,
+        config: TurnConfig,
         *,
-        scheduler: Any,
-        decode: Callable[[Tensor], Tensor],
+        sampler: Sampler,
+        decode: Decode,
         discriminator: Discriminator,
         timestep_range: tuple[float, float] | None = None,
         latent_pixels: int = 8,
         decoder: nn.Module | None = None,
+        loss: AdversarialLoss = LOSSES["hinge"],
+        noised_start: NoisedStart = unrolling.noised_start,
+        unroll: UnrollFunction = unrolling.unroll,
     ) -> None:
-        sampling.check_grid(scheduler, config.steps)
-        self.config, self.scheduler, self.decode, self.discriminator = config, scheduler, decode, discriminator
+        sampler.check_grid(config.steps)
+        self.config, self.sampler, self.decode, self.discriminator, self.loss = config, sampler, decode, discriminator, loss
         self.timestep_range, self.latent_pixels = timestep_range, latent_pixels
-        self.starts = start_range(config)
+        self.noised_start, self.unroll = noised_start, unroll
+        self.schedule, self.starts = TurnSchedule.from_config(config), start_range(config)
         self.balance = GradientBalance(config.balance, config.weight, config.max_grad_ratio)
         self.memory = GraphMemory(config)
         self.offload = Offload([module for module in (decoder, discriminator.backbone) if module is not None], config.offload)
@@ -179,14 +107,13 @@ class AdversarialTurn:
         discriminator.generator.manual_seed(config.seed + 7_000_003 * (1 + rank()))
         self.turns = 0
 
-    def due(self, step: int) -> bool:
-        """Whether the optimizer step of this number (from 0) has a turn: all in the warm-up, then one in `--adt_every`."""
-        return self.warming_up or step % self.config.every == 0
+    def phase(self, step: int) -> Phase:
+        """Return the phase of the next batch, which belongs to the optimizer step of this number (from 0)."""
+        return self.schedule.phase(step, self.turns)
 
-    @property
-    def warming_up(self) -> bool:
-        """Whether the next turn trains the discriminator alone."""
-        return self.turns < self.config.warmup
+    def due(self, step: int) -> bool:
+        """Return whether the next batch, of the optimizer step of this number (from 0), has a turn."""
+        return self.schedule.due(step, self.turns)
 
     def watch(self, prediction: Tensor, loss_scale: float = 1.0) -> None:
         """Note the norm of the diffusion loss's gradient at the denoiser's output, when its backward comes.
@@ -195,27 +122,27 @@ class AdversarialTurn:
             prediction: the denoiser's output in the diffusion loss, of any shape; not changed.
             loss_scale: factor by which the backward pass multiplies the loss (gradient scaler, 1 / accumulation steps).
         """
-        if prediction.requires_grad:
-            # A collective inside the backward: it is every process's first there, before any of DistributedDataParallel's.
-            prediction.register_hook(lambda grad: self.balance.diffusion.update(self._joined_norm_of(grad, loss_scale)))
 
-    @staticmethod
-    def _joined_norm_of(gradient: Tensor, loss_scale: float) -> Tensor:
-        return joined_norm(at_least_float32(gradient).norm() / loss_scale)
+        def note(gradient: Tensor) -> None:
+            # A collective inside the backward: it is every process's first there, before any of DistributedDataParallel's.
+            self.balance.diffusion.update(all_reduce_norm(at_least_float32(gradient).norm() / loss_scale))
+
+        if prediction.requires_grad:
+            prediction.register_hook(note)
 
     def __call__(
         self,
         denoiser: Denoiser,
         latents: Tensor,
         real: Tensor | None = None,
-        backward: Callable[[Tensor], None] = torch.Tensor.backward,
+        backward: Backward = torch.Tensor.backward,
         unroll_denoiser: Denoiser | None = None,
         overflowed: Callable[[], bool] | None = None,
     ) -> TurnReport:
         """Run one turn.
 
         Args:
-            denoiser: the network with its conditioning bound, called with the scheduler's timesteps `(B,)`.
+            denoiser: the network with its conditioning bound, called with the sampler's timesteps `(B,)`.
             latents: clean latents x_0 of the training images `(B, C, h, w)`, as the denoiser's noising sees them.
             real: the training images `(B, 3, H, W)` in [-1, 1]; None decodes `latents`, so that both images of a pair went
                 through the same decoder.
@@ -224,151 +151,121 @@ class AdversarialTurn:
             overflowed: asked after the replay, whether the loop's loss scaler has an infinity in `p.grad` and will skip its
                 step; the heads then skip theirs.
         """
-        clock = StageClock(self.config.profile, latents.device)
-        clean = at_least_float32(latents.detach())
+        clock, clean = StageClock(self.config.profile, latents.device), at_least_float32(latents.detach())
         with preserved_rng(), torch.enable_grad():
             with clock.stage("unroll"):
-                joined = denoiser if self.memory.keeps_graphs(clean) else None
-                record = self.config.weight > 0 and not self.warming_up
-                path, masked = self._unroll(unroll_denoiser or denoiser, clean, record, joined)
-            judged = self._judged(path, masked, clean, real, clock)
-            if judged.applied is not None and judged.sound:
-                with clock.stage("replay"):
-                    backward = self.memory.measuring(backward, denoiser, clean)
-                    gradient_path.replay(denoiser, path, judged.applied.vectors, backward)
+                # s ~ U{1..m};  x_s = alpha_s x_0 + sigma_s eps;  M subset of {1..s}, |M| <= K
+                start, noised = self._noised(clean)
+                positions = self._draw_grad_positions(start)
+                # for i = s..1:  o_i = f(sg(x_i), t_i, c);  x_{i-1} = S(x_i, o_i)
+                path = self._walk(denoiser, unroll_denoiser or denoiser, noised, start, positions)
+            crop, trains = self._draw_crop(clean), bool(positions)
+            with self.offload.resident(clean.device):
+                with clock.stage("decode"):
+                    # real = Dec(x_0);  gen = Dec(x_0'); the real one first, while no graph of the decoder lies in memory
+                    real = decode_real(self.decode, clean, crop) if real is None else crop.apply(real, self.latent_pixels)
+                    gen = decode_generated(self.decode, path.latents, crop, with_graph=trains)
+                with clock.stage("observe"):
+                    # L_G = - D(gen, real)
+                    features = self.discriminator.pair_features(gen, real)
+                    scores, loss_g = score_generated(self.discriminator, features, self.loss, with_graph=trains)
+                with clock.stage("gradient"):
+                    # lambda dL_G/do_i for i in M
+                    gradients = self._generator_gradients(loss_g, path, positions)
             with clock.stage("discriminator"):
-                if judged.sound and not (overflowed is not None and self._overflowed_anywhere(overflowed, clean.device)):
-                    self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-        self.turns += 1
-        return self._report(judged, clock)
+                # L_D = hinge: two views of real up, (gen, real) down
+                loss_d, score_real = discriminator_gradients(self.discriminator, features.detached(), self.loss)
+                sound = self._all_finite(loss_d, gradients)
+            gen, scores, loss_g = gen.detach(), scores.detach(), loss_g.detach()
+            del features  # with what is left of the graph through decoder and backbone
+            if sound and trains:
+                with clock.stage("replay"):
+                    # dL/dtheta = dL_diff/dtheta + sum over i in M of lambda (dL_G/do_i) (do_i/dtheta)
+                    replay(denoiser, path, gradients.vectors, self.memory.measuring(backward, denoiser, clean))
+            with clock.stage("discriminator"):
+                self._step_heads(sound, overflowed, clean.device)
+        values = {"loss_g": loss_g, "loss_d": loss_d, "score_real": score_real, "score_gen": scores.mean()}
+        return self._report(values, gradients, sound, start, clock, (gen, real, scores))
 
-    def _unroll(
-        self, denoiser: Denoiser, clean: Tensor, record: bool, joined_denoiser: Denoiser | None = None
-    ) -> tuple[Unroll, list[int]]:
-        """Draw the start and the mask, and walk the path (method, steps 4 and 6); an empty mask records no graph."""
+    def _noised(self, clean: Tensor) -> tuple[int, Tensor]:
+        """Draw the start s, the same on every process, and the noise, another on each."""
         low, high = self.starts
         start = int(torch.randint(low, high + 1, (1,), generator=self.path_generator))
         noise = torch.randn(clean.shape, generator=self.noise_generator, dtype=clean.dtype).to(clean.device, non_blocking=True)
-        noised = sampling.noised_start(self.scheduler, clean, noise, self.config.steps, start)
-        candidates = self._trainable_positions(start)
-        masked = gradient_path.choose_mask(self.config.grad_mask, candidates, self.config.grad_steps, self.path_generator)
-        masked = masked if record else []
+        return start, self.noised_start(self.sampler, clean, noise, self.config.steps, start)
+
+    def _draw_grad_positions(self, start: int) -> list[int]:
+        """Draw M among the steps in the trained range of timesteps; in the warm-up and with weight 0 it is empty."""
+        low, high = self.timestep_range or (-float("inf"), float("inf"))
+        timesteps = self.sampler.timesteps
+        walked = timesteps[len(timesteps) - start :].tolist()
+        candidates = [position for position, timestep in enumerate(walked) if low <= timestep < high]
+        drawn = choose_grad_positions(self.config.grad_mask, candidates, self.config.grad_steps, self.path_generator)
+        return drawn if self.config.weight > 0 and not self.schedule.in_warmup(self.turns) else []
+
+    def _walk(self, denoiser: Denoiser, unroll_denoiser: Denoiser, noised: Tensor, start: int, positions: list[int]) -> Unroll:
+        graph_denoiser = denoiser if self.memory.keeps_graphs(noised) else None
         seeds = [draw_seed(self.noise_generator) for _ in range(start)]
-        return sampling.unroll(denoiser, self.scheduler, noised, seeds, masked, bool(masked), joined_denoiser), masked
+        return self.unroll(unroll_denoiser, self.sampler, noised, seeds, positions, bool(positions), graph_denoiser)
 
-    def _trainable_positions(self, start: int) -> list[int]:
-        if self.timestep_range is None:
-            return list(range(start))
-        low, high = self.timestep_range
-        walked = self.scheduler.timesteps[len(self.scheduler.timesteps) - start :].tolist()
-        return [position for position, timestep in enumerate(walked) if low <= timestep < high]
+    def _draw_crop(self, clean: Tensor) -> Crop:
+        """Draw one crop for both images of all pairs."""
+        pixels = self.config.decode_crop
+        side = max(1, pixels // self.latent_pixels) if pixels else 0
+        return draw_crop(clean.shape[-2], clean.shape[-1], side, self.noise_generator)
 
-    def _images(self, generated: Tensor, clean: Tensor, real: Tensor | None, adversarial: bool) -> tuple[Tensor, Tensor]:
-        """Generated and real images `(B, 3, H, W)`, both of the same window; the generated ones with their graph if asked.
-
-        The real ones come first, so that no graph of the decoder lies in memory meanwhile.
-        """
-        crop = self.config.decode_crop
-        side = max(1, crop // self.latent_pixels) if crop else 0
-        window = draw_window(clean.shape[-2], clean.shape[-1], side, self.noise_generator)
-        with torch.no_grad():
-            real = self.decode(window.of(clean)) if real is None else window.of(real, self.latent_pixels)
-        with torch.set_grad_enabled(adversarial):
-            return self.decode(window.of(generated)), real
-
-    def _judged(self, path: Unroll, masked: list[int], clean: Tensor, real: Tensor | None, clock: StageClock) -> _Judged:
-        """Decode, score, and both sides' gradients; decoder and backbone are needed here alone."""
-        adversarial, applied = bool(masked), None
-        with self.offload.resident(clean.device):
-            with clock.stage("decode"):
-                gen, real = self._images(path.latents, clean, real, adversarial)
-            with clock.stage("observe"):
-                observed = self.discriminator.observe(gen, real)
-                with torch.set_grad_enabled(adversarial):
-                    scores = self.discriminator.score_gen(observed)
-                    loss_g = generator_loss(scores)
-            if adversarial:
-                with clock.stage("gradient"):
-                    applied = self._balanced_gradients(loss_g, path, masked)
-        with clock.stage("discriminator"):
-            loss_d, score_real = self._discriminator_gradients(observed.detached())
-            sound = self._is_sound(loss_d, applied)
-        return _Judged(path, gen.detach(), real, scores.detach(), loss_g.detach(), applied, loss_d, score_real, sound)
-
-    def _balanced_gradients(self, loss_g: Tensor, path: Unroll, masked: list[int]) -> _AppliedGradient:
-        """dL_G/do_i of the masked steps, scaled and bounded by their norm over the joined batch."""
-        gradients = gradient_path.leaf_gradients(loss_g, path)
-        by_step = joined_norm(torch.stack([gradient.norm() for gradient in gradients]))
-        raw = by_step[masked].norm()
+    def _generator_gradients(self, loss_g: Tensor, path: Unroll, positions: list[int]) -> GeneratorGradients:
+        """Return dL_G/do_i of the trained steps, scaled and bounded by their norm over the global batch."""
+        if not positions:
+            zero = torch.zeros((), device=loss_g.device)
+            return GeneratorGradients({}, zero, zero, torch.zeros(0, device=loss_g.device))
+        gradients = leaf_gradients(loss_g, path)
+        by_step = all_reduce_norm(torch.stack([gradient.norm() for gradient in gradients]))
+        raw = by_step[positions].norm()
         factor = self.balance.scale(raw)
-        return _AppliedGradient(raw, raw * factor, by_step, masked, {i: gradients[i] * factor for i in masked})
+        return GeneratorGradients({i: gradients[i] * factor for i in positions}, raw, raw * factor, by_step)
 
-    def _discriminator_gradients(self, observed: Observation) -> tuple[Tensor, Tensor]:
-        """The hinge's gradient in the heads, of the joined batch; returns the loss and the mean score of positive pairs."""
-        score_real, score_gen = self.discriminator.scores(observed)
-        loss = discriminator_hinge(score_real, score_gen)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(self.discriminator.parameters())
-        return loss.detach(), score_real.detach().mean()
+    def _all_finite(self, loss_d: Tensor, gradients: GeneratorGradients) -> bool:
+        """Return whether both gradients are finite, over the global batch, so that every process decides alike.
 
-    def _is_sound(self, loss_d: Tensor, applied: _AppliedGradient | None) -> bool:
-        """Whether both sides' gradients are finite. If not, neither is used: the replay would multiply even a gradient of
-        zero by whatever made the path overflow.
-
-        Everything asked here is of the joined batch, so that every process decides alike. Waits for the device, once.
+        If not, neither is used: the replay would multiply even a gradient of zero by whatever made the path overflow. Waits
+        for the device, once.
         """
-        finite = all_finite(self.discriminator.parameters()) & averaged(loss_d).isfinite()
-        return bool(finite if applied is None else finite & applied.raw.isfinite().to(finite.device))
+        heads = all_finite(self.discriminator.parameters()) & all_reduce_mean(loss_d).isfinite()
+        return bool(heads & gradients.raw.isfinite().to(heads.device))
 
-    @staticmethod
-    def _overflowed_anywhere(overflowed: Callable[[], bool], device: torch.device) -> bool:
-        """Whether any process's loss scaler will skip the step. Waits for the device."""
-        return not true_everywhere(torch.tensor(not overflowed(), device=device))
+    def _step_heads(self, sound: bool, overflowed: Callable[[], bool] | None, device: torch.device) -> None:
+        """Step the heads, unless the turn was not finite or the loop's own step will be skipped in any process."""
+        if sound and (overflowed is None or all_processes_agree(torch.tensor(not overflowed(), device=device))):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
-    def _report(self, judged: _Judged, clock: StageClock) -> TurnReport:
-        """Fetch all numbers from the device at once."""
-        zero = torch.zeros_like(judged.loss_d)
-        applied, diffusion = judged.applied, self.balance.diffusion.value
-        raw, used = (applied.raw, applied.applied if judged.sound else zero) if applied else (zero, zero)
-        heads = [judged.loss_g, judged.loss_d, judged.score_real, judged.scores.mean(), used, raw]
-        heads.append(zero if diffusion is None else diffusion)
-        by_step = list(applied.by_step) if applied else []
-        numbers = averaged(torch.stack([n.detach().float().to(zero.device) for n in heads + by_step])).tolist()
-        loss_g, loss_d, score_real, score_gen, grad_norm, grad_norm_raw, grad_norm_diffusion, *step_grad_norms = numbers
+    def _report(
+        self,
+        values: dict[str, Tensor],
+        gradients: GeneratorGradients,
+        sound: bool,
+        start: int,
+        clock: StageClock,
+        images: tuple[Tensor, Tensor, Tensor],
+    ) -> TurnReport:
+        """Count the turn, and fetch all numbers from the device at once."""
+        zero, diffusion = torch.zeros_like(values["loss_d"]), self.balance.diffusion.value
+        values |= {"grad_norm": gradients.applied if sound else zero, "grad_norm_raw": gradients.raw}
+        values |= {"grad_norm_diffusion": zero if diffusion is None else diffusion}
+        numbers, step_grad_norms = fetch(values, gradients.by_step)
+        warmup = self.schedule.in_warmup(self.turns)
+        self.turns += 1
         return TurnReport(
             turn=self.turns,
-            warmup=self.turns <= self.config.warmup,
-            start=len(judged.path.steps),
-            masked=applied.masked if applied else [],
-            loss_g=loss_g,
-            loss_d=loss_d,
-            score_real=score_real,
-            score_gen=score_gen,
-            grad_norm=grad_norm,
-            grad_norm_raw=grad_norm_raw,
-            grad_norm_diffusion=grad_norm_diffusion,
+            warmup=warmup,
+            start=start,
+            grad_positions=list(gradients.vectors),
             step_grad_norms=step_grad_norms,
-            skipped=not judged.sound,
+            skipped=not sound,
             seconds=clock.seconds,
-            gen=judged.gen,
-            real=judged.real,
-            scores=judged.scores,
+            gen=images[0],
+            real=images[1],
+            scores=images[2],
+            **numbers,
         )
-
-
-def start_range(config: ADTConfig) -> tuple[int, int]:
-    """Lowest and highest start s in 1..m that the configured fractions of the grid allow.
-
-    Raises:
-        ConfigError: none is left.
-    """
-    low = max(1, math.ceil(config.start_min * config.steps - 1e-9))
-    high = math.floor(config.start_max * config.steps + 1e-9)
-    if low > high:
-        raise ConfigError(
-            f"--adt_start_min {config.start_min:g} and --adt_start_max {config.start_max:g} leave no start on a grid of "
-            f"{config.steps} steps: widen the range or raise --adt_steps."
-        )
-    return low, high

@@ -54,9 +54,12 @@ def follow_execution(loader: Any) -> None:
 def hook_in() -> None:
     """Patch the entry points of the host's loaded modules; a failure is said and leaves the host as it is."""
     try:
-        from adt_plugin.host import entry
+        from adt_plugin.host.entry import Entry
 
-        entry.install()
+        finder = next(finder for finder in sys.meta_path if isinstance(finder, HostFinder))
+        if not hasattr(finder, "entry"):
+            finder.entry = Entry()
+        finder.entry.install()
     except Exception as error:
         print(f"adt_plugin could not hook into sd-scripts, so --adt is not available: {error}", file=sys.stderr)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 import toml
 from accelerate import DistributedType
 
-from adt_plugin.core.config import ADTConfig, ConfigError
-from adt_plugin.core.diffusion import sampling
-from adt_plugin.core.turn import start_range
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.schedule import TurnSchedule, start_range
 from adt_plugin.host.families import FAMILIES, Family
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ SERVED_PROCESSES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedTy
 """How accelerate may spread a run: each of the others takes gradients or optimizer steps into its own hands."""
 
 PREVIEW_SIZE = (128, 128)
-"""Of latents, for the check of the grid before any batch exists."""
+"""Height and width of latents, for the check of the grid before any batch exists."""
 
 REFUSED_IN_DATA = {
     "alpha_mask": "has no adversarial counterpart yet",
@@ -66,7 +65,7 @@ REFUSED_IN_DATA = {
 
 
 def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
-    """The family of the running trainer, if every option can be served.
+    """Return the family of the running trainer, if every option can be served.
 
     Raises:
         ConfigError: the first thing that cannot.
@@ -82,12 +81,12 @@ def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
     _check_prediction(args)
     # With epochs, the number of steps is known only when the data are; with a state, the turns that it has behind it.
     if not getattr(args, "max_train_epochs", None) and not getattr(args, "resume", None):
-        check_warmup(args, config)
+        _check_schedule(args, config)
     return family
 
 
 def find_family(script: str) -> Family:
-    """The family that a trainer's file name stands for; for a fork's own name, the one whose prefix it has.
+    """Return the family that a trainer's file name stands for; for a fork's own name, the one whose prefix it has.
 
     Raises:
         ConfigError: a trainer of the host that the plugin does not serve.
@@ -100,15 +99,21 @@ def find_family(script: str) -> Family:
 
 
 def trained_range(args: argparse.Namespace, family: Family) -> tuple[float, float] | None:
-    """The timesteps [low, high) that the run trains; None for all."""
+    """Return the timesteps [low, high) that the run trains; None for all."""
     low, high = args.min_timestep, args.max_timestep
     if not family.heeds_timestep_range or (low is None and high is None):
         return None
     return low or 0, float("inf") if high is None else high
 
 
+def _check_schedule(args: argparse.Namespace, config: ADTConfig) -> None:
+    """Refuse a run that ends before its warm-up; with weight 0 the discriminator alone is wanted."""
+    if config.weight > 0:
+        TurnSchedule.from_config(config).check(args.max_train_steps, args.gradient_accumulation_steps)
+
+
 def _check_prediction(args: argparse.Namespace) -> None:
-    """The adversarial half reads the raw output as velocity, as the host's own sampling does."""
+    """Warn where the diffusion loss reads the output otherwise than the turn, which takes it as raw velocity like sampling."""
     if getattr(args, "model_prediction_type", "raw") != "raw":
         logger.warning(
             "--model_prediction_type %s weighs the diffusion loss by the noise level; the unroll reads the model's raw "
@@ -118,7 +123,7 @@ def _check_prediction(args: argparse.Namespace) -> None:
 
 
 def _check_data(args: argparse.Namespace) -> None:
-    """What a data set's own file turns on is not in the arguments."""
+    """Look into a data set's own file, whose keys are not in the arguments."""
     path = getattr(args, "dataset_config", None)
     if not path or not Path(path).is_file():
         return  # the host says what is wrong with it
@@ -128,7 +133,7 @@ def _check_data(args: argparse.Namespace) -> None:
 
 
 def load_settings(path: Path) -> object:
-    """A TOML or JSON file, as the host reads it; empty where it cannot be read, which the host then says itself."""
+    """Read a TOML or JSON file as the host does; empty where it cannot be read, which the host then reports itself."""
     try:
         text = path.read_text(encoding="utf-8")
         return json.loads(text) if path.suffix == ".json" else toml.loads(text)
@@ -137,7 +142,7 @@ def load_settings(path: Path) -> object:
 
 
 def _items(settings: object) -> Iterator[tuple[str, object]]:
-    """Every key and value at any depth."""
+    """Yield every key and value at any depth."""
     if isinstance(settings, dict):
         for key, value in settings.items():
             yield key, value
@@ -153,7 +158,7 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _check_learning_rate(args: argparse.Namespace) -> None:
-    """The turn's gradient reaches the denoiser alone, so a denoiser that stands still makes it pointless."""
+    """Refuse a denoiser that stands still: the turn's gradient reaches nothing else."""
     unet_lr = getattr(args, "unet_lr", None)
     if unet_lr == 0 or (unet_lr is None and args.learning_rate == 0):
         flag = "--learning_rate" if unet_lr is None else "--unet_lr"
@@ -161,12 +166,12 @@ def _check_learning_rate(args: argparse.Namespace) -> None:
 
 
 def _check_grid(args: argparse.Namespace, config: ADTConfig, family: Family) -> None:
-    """The sampler on a schedule of the right kind, as the run will build it on the host's own."""
-    scheduler = family.schedule.preview(config, args)
-    family.schedule.fit(scheduler, config, PREVIEW_SIZE)
-    sampling.check_grid(scheduler, config.steps)
-    scheduler.set_timesteps(config.steps)
-    walked = [round(timestep) for timestep in scheduler.timesteps[-start_range(config)[1] :].tolist()]
+    """Try the sampler on a schedule of the right kind, as the run will build it on the host's own."""
+    sampler, longest = family.schedule.preview(config, args), start_range(config)[1]
+    family.schedule.fit(sampler, config, PREVIEW_SIZE)
+    sampler.check_grid(config.steps)
+    sampler.prepare(config.steps, longest)
+    walked = [round(timestep) for timestep in sampler.timesteps[-longest:].tolist()]
     low, high = trained_range(args, family) or (0, float("inf"))
     if not any(low <= timestep < high for timestep in walked):
         raise ConfigError(
@@ -176,7 +181,7 @@ def _check_grid(args: argparse.Namespace, config: ADTConfig, family: Family) -> 
 
 
 def check_processes(config: ADTConfig, accelerator: Any) -> None:
-    """Whether the host's accelerator spreads the run in a way that a turn can follow.
+    """Check that the host's accelerator spreads the run in a way that a turn can follow.
 
     Raises:
         ConfigError: it does not.
@@ -187,23 +192,4 @@ def check_processes(config: ADTConfig, accelerator: Any) -> None:
     if accelerator.num_processes > 1 and config.memory == "fast":
         raise ConfigError(
             "--adt_memory fast does not work with several processes, whose gradients are joined one pass at a time: use low."
-        )
-
-
-def check_warmup(args: argparse.Namespace, config: ADTConfig, turns: int = 0, step: int = 0) -> None:
-    """Whether turns are left after the warm-up.
-
-    Args:
-        turns: made before this run, which resumes them.
-        step: the plugin's optimizer step that comes first in this run; the host counts its own from 0 again.
-
-    Raises:
-        ConfigError: none.
-    """
-    warmup_steps = max(0, config.warmup - turns) // args.gradient_accumulation_steps
-    first = math.ceil((step + warmup_steps) / config.every) * config.every - step
-    if config.weight > 0 and first >= args.max_train_steps:
-        raise ConfigError(
-            f"--adt_warmup {config.warmup} and --adt_every {config.every} leave no turn of this run (--max_train_steps "
-            f"{args.max_train_steps}) to the adversarial gradient: lower --adt_warmup to about a tenth of it, or train longer."
         )

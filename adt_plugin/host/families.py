@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from adt_plugin.core.images import decoding
-from adt_plugin.core.images.decoding import LatentFormat
-from adt_plugin.host import conventions
+from adt_plugin.core.images.decoding import Blocks, LatentFormat, diffusers_blocks
+from adt_plugin.host import conventions, vaes
 from adt_plugin.host.conventions import Convention
 from adt_plugin.host.schedules import DiscreteSchedule, FlowSchedule, Schedule, constant, flux_shift
 from adt_plugin.host.seams import Seam
@@ -28,6 +27,7 @@ class Family:
         vae_in: the VAE in what that seam returns.
         latent_channels: of the denoiser's latents.
         latent_format: how the denoiser's latents relate to the VAE's own.
+        decoder_blocks: the parts of the VAE's decoder that are worth checkpointing.
         convention: how the denoiser is called and read.
         schedule: noise schedule and sampler of the unroll.
         heeds_timestep_range: whether the host's noising follows --min_timestep and --max_timestep.
@@ -44,16 +44,17 @@ class Family:
     convention: Convention
     schedule: Schedule
     vae_in: Callable[[Any], Any] = lambda loaded: loaded
+    decoder_blocks: Blocks = diffusers_blocks
     heeds_timestep_range: bool = False
 
 
 def noising(function: str, modules: tuple[str, ...], parameters: tuple[str, ...]) -> Seam:
-    """The host's function that noises a batch."""
+    """Return the seam of the host's function that noises a batch."""
     return Seam(function, modules, parameters, "the clean latents and the noise schedule of each batch")
 
 
 def vae_loader(function: str, *modules: str) -> Seam:
-    """A function of the host that loads the VAE."""
+    """Return the seam of a function of the host that loads the VAE."""
     return Seam(function, modules, (), "the VAE")
 
 
@@ -105,6 +106,7 @@ SD3 = Family(
     vae=(vae_loader("load_vae", "library.sd3_utils"),),
     latent_channels=16,
     latent_format=lambda vae: LatentFormat(scale=1.5305, shift=0.0609),
+    decoder_blocks=vaes.original_blocks,
     convention=conventions.SD3,
     schedule=FlowSchedule(constant(3.0), spacing="linspace"),
     heeds_timestep_range=True,
@@ -118,7 +120,8 @@ FLUX = Family(
     noising=FLUX_NOISING,
     vae=(vae_loader("load_ae", "library.flux_utils"),),
     latent_channels=16,
-    latent_format=decoding.autoencoder_format,
+    latent_format=vaes.autoencoder_format,
+    decoder_blocks=vaes.original_blocks,
     convention=conventions.FLUX,
     schedule=FlowSchedule(flux_shift),
 )
@@ -133,7 +136,8 @@ LUMINA = Family(
     ),
     vae=(vae_loader("load_ae", "library.lumina_util"),),
     latent_channels=16,
-    latent_format=decoding.autoencoder_format,
+    latent_format=vaes.autoencoder_format,
+    decoder_blocks=vaes.original_blocks,
     convention=conventions.LUMINA,
     schedule=FlowSchedule(constant(6.0), spacing="linspace"),
 )
@@ -149,7 +153,7 @@ ANIMA = Family(
         vae_loader("load_vae", "library.qwen_image_autoencoder_kl"),
     ),
     latent_channels=16,
-    latent_format=decoding.qwen_format,
+    latent_format=vaes.qwen_format,
     convention=conventions.ANIMA,
     schedule=FlowSchedule(constant(3.0)),
 )
@@ -163,6 +167,7 @@ HUNYUAN = Family(
     vae=(vae_loader("load_vae", "library.hunyuan_image_vae"),),
     latent_channels=64,
     latent_format=lambda vae: LatentFormat(scale=vae.scaling_factor, pixels=vae.ffactor_spatial),
+    decoder_blocks=vaes.original_blocks,
     convention=conventions.HUNYUAN,
     schedule=FlowSchedule(constant(5.0)),
 )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from adt_plugin.core.report import TurnReport
 from adt_plugin.core.run.monitor import Monitor, scalars
 from adt_plugin.host.seams import Function, patch_attribute
-
-if TYPE_CHECKING:
-    from adt_plugin.core.turn import TurnReport
 
 POSTFIX_KEY = "avr_loss"
 """Only the bar whose postfix has this key is the host's training bar."""
@@ -24,18 +23,17 @@ class Feedback:
     Args:
         accelerator: its trackers get the numbers and pictures.
         monitor: writes the files; None on every process but the main one.
+        undos: takes what gives progress bar and trackers back as they were.
     """
 
-    def __init__(self, accelerator: Any, monitor: Monitor | None) -> None:
+    def __init__(self, accelerator: Any, monitor: Monitor | None, undos: ExitStack) -> None:
         import tqdm
 
-        self.accelerator, self.monitor = accelerator, monitor
+        self.accelerator, self.monitor, self.undos = accelerator, monitor, undos
         self.numbers: dict[str, float] = {}
         self.turns = 0
-        self.undos = [
-            patch_attribute(tqdm.std.tqdm, "set_postfix", self._around_postfix),
-            patch_attribute(accelerator, "init_trackers", self._around_init_trackers),
-        ]
+        undos.callback(patch_attribute(tqdm.std.tqdm, "set_postfix", self._around_postfix))
+        undos.callback(patch_attribute(accelerator, "init_trackers", self._around_init_trackers))
 
     def show(self, report: TurnReport, step: int) -> None:
         """Take in a turn of the given optimizer step (from 0)."""
@@ -56,12 +54,12 @@ class Feedback:
         def init_trackers(*args: Any, **kwargs: Any) -> None:
             original(*args, **kwargs)
             for tracker in self.accelerator.trackers:
-                patch_attribute(tracker, "log", self._around_log)
+                self.undos.callback(patch_attribute(tracker, "log", self._around_log))
 
         return init_trackers
 
     def _around_log(self, original: Function) -> Function:
-        """For one tracker: the numbers of a turn go with the first row of a step after it."""
+        """Wrap one tracker's `log`: the numbers of a turn go with the first row of a step after it."""
         logged = 0
 
         def log(values: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -73,7 +71,7 @@ class Feedback:
         return log
 
     def _send_picture(self, path: Path, step: int) -> None:
-        """To every tracker that takes images: TensorBoard and wandb do."""
+        """Send a picture to every tracker that takes images: TensorBoard and wandb do."""
         import numpy as np
         from PIL import Image
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adt_plugin.core.config import ConfigError
-from adt_plugin.core.diffusion.sampling import Denoiser, Guided
+from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.diffusion.denoiser import Denoiser, Guided
 from adt_plugin.core.rng import preserved_rng
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.families import PROMPT_CACHING
-from adt_plugin.host.seams import Function, SeamError, Undo, patch, patch_attribute
+from adt_plugin.host.seams import Function, SeamError, patch, patch_attribute
 
 STRATEGIES = "library.strategy_base"
 
@@ -48,20 +49,18 @@ class Guidance:
         self.encoded: list[Any] = []
         self.encoders: set[int] = set()
 
-    def install(self) -> list[Undo]:
-        """Listen to both places.
+    def install(self, undos: ExitStack) -> None:
+        """Listen to both places, until `undos` is closed.
 
         Raises:
             SeamError: the host lacks one.
         """
-        classes = self.strategies.TextEncodingStrategy.__subclasses__()
-        return [
-            patch(PROMPT_CACHING, self._around_caching),
-            *(patch_attribute(strategy, "encode_tokens", self._around_encoding) for strategy in classes),
-        ]
+        undos.callback(patch(PROMPT_CACHING, self._around_caching))
+        for strategy in self.strategies.TextEncodingStrategy.__subclasses__():
+            undos.callback(patch_attribute(strategy, "encode_tokens", self._around_encoding))
 
     def guided(self, call: DenoiserCall, denoiser: Callable[[DenoiserCall], Denoiser]) -> Guided:
-        """Both predictions of a captured call; `denoiser` chooses how a call is made.
+        """Bind both predictions of a captured call; `denoiser` chooses how a call is made.
 
         Raises:
             SeamError: the empty prompt has never been encoded.
@@ -106,5 +105,5 @@ class Guidance:
 
 
 def known(function: Function, options: dict[str, Any]) -> dict[str, Any]:
-    """Those options that a function of the host takes."""
+    """Return those options that a function of the host takes."""
     return {name: value for name, value in options.items() if name in inspect.signature(function).parameters}

@@ -1,4 +1,4 @@
-"""The host's noise schedules, and the scheduler that walks each in the unroll."""
+"""The host's noise schedules, and the sampler that walks each in the unroll."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 import torch
 
-from adt_plugin.core.config import ADTConfig, ConfigError
-from adt_plugin.core.diffusion import sampling
+from adt_plugin.core.config import RunConfig
+from adt_plugin.core.diffusion.samplers import Sampler, ShiftedFlowSampler, build_flow_sampler, build_sampler
+from adt_plugin.core.errors import ConfigError
 
 SD_TRAINING_STEPS = 1000
 
@@ -19,18 +20,18 @@ SD_TRAINING_STEPS = 1000
 class Schedule(Protocol):
     """A family's noise schedule."""
 
-    def preview(self, config: ADTConfig, args: argparse.Namespace) -> Any:
-        """A scheduler of the kind that the run will use, before the host's own schedule exists.
+    def preview(self, config: RunConfig, args: argparse.Namespace) -> Sampler:
+        """Build a sampler of the kind that the run will use, before the host's own schedule exists.
 
         Raises:
             ConfigError: options that have no meaning for it.
         """
 
-    def build(self, config: ADTConfig, args: argparse.Namespace, noise_scheduler: Any) -> Any:
-        """The run's scheduler, on the schedule that the host trains with (None where its noising needs none)."""
+    def build(self, config: RunConfig, args: argparse.Namespace, noise_scheduler: Any) -> Sampler:
+        """Build the run's sampler on the schedule that the host trains with (None where its noising needs none)."""
 
-    def fit(self, scheduler: Any, config: ADTConfig, size: tuple[int, int]) -> None:
-        """Fit it to a batch of latents of the given height and width."""
+    def fit(self, sampler: Sampler, config: RunConfig, size: tuple[int, int]) -> None:
+        """Fit that sampler to a batch of latents of the given height and width."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +42,26 @@ class DiscreteSchedule:
     prediction type is always epsilon there.
     """
 
-    def preview(self, config: ADTConfig, args: argparse.Namespace) -> Any:
-        """On a linear stand-in, which ends where the run's own will."""
+    def preview(self, config: RunConfig, args: argparse.Namespace) -> Sampler:
+        """Build it on a linear stand-in, which ends where the run's own will."""
         alphas_cumprod = torch.linspace(0.999, 0.0 if getattr(args, "zero_terminal_snr", False) else 0.005, SD_TRAINING_STEPS)
         return self._on(alphas_cumprod, config, args)
 
-    def build(self, config: ADTConfig, args: argparse.Namespace, noise_scheduler: Any) -> Any:
-        """On the host's own alphas_cumprod."""
+    def build(self, config: RunConfig, args: argparse.Namespace, noise_scheduler: Any) -> Sampler:
+        """Build it on the host's own alphas_cumprod."""
         return self._on(noise_scheduler.alphas_cumprod, config, args)
 
     @staticmethod
-    def _on(alphas_cumprod: torch.Tensor, config: ADTConfig, args: argparse.Namespace) -> Any:
+    def _on(alphas_cumprod: torch.Tensor, config: RunConfig, args: argparse.Namespace) -> Sampler:
         if config.flow_shift:
             raise ConfigError("--adt_flow_shift is for flow models: leave it out.")
         prediction_type = "v_prediction" if getattr(args, "v_parameterization", False) else "epsilon"
-        return sampling.build_scheduler(config.sampler, alphas_cumprod, prediction_type, config.spacing)
+        if prediction_type == "epsilon" and float(alphas_cumprod[-1]) == 0.0:
+            raise ConfigError("zero terminal SNR cannot be sampled with noise prediction: train with --v_parameterization.")
+        return build_sampler(config.sampler, alphas_cumprod, prediction_type, config.spacing)
 
-    def fit(self, scheduler: Any, config: ADTConfig, size: tuple[int, int]) -> None:
-        """The same at every size."""
+    def fit(self, sampler: Sampler, config: RunConfig, size: tuple[int, int]) -> None:
+        """Change nothing: the grid is the same at every size."""
 
 
 @dataclass(frozen=True)
@@ -73,30 +76,31 @@ class FlowSchedule:
     shift: Callable[[tuple[int, int]], float]
     spacing: str = "trailing"
 
-    def preview(self, config: ADTConfig, args: argparse.Namespace) -> Any:
-        """The scheduler itself: it takes nothing from the host."""
+    def preview(self, config: RunConfig, args: argparse.Namespace) -> Sampler:
+        """Build the sampler itself: it takes nothing from the host."""
         if config.sampler not in ("auto", "euler"):
             raise ConfigError(f"--adt_sampler {config.sampler} is not defined for flow models: leave it out, or choose euler.")
         if config.spacing == "leading":
             raise ConfigError("--adt_spacing leading is not defined for flow models: choose trailing or linspace.")
         spacing = self.spacing if config.spacing == "auto" else config.spacing
-        return sampling.build_flow_scheduler(config.flow_shift or 1.0, spacing)
+        return build_flow_sampler(config.flow_shift or 1.0, spacing)
 
-    def build(self, config: ADTConfig, args: argparse.Namespace, noise_scheduler: Any) -> Any:
-        """The same as the preview."""
+    def build(self, config: RunConfig, args: argparse.Namespace, noise_scheduler: Any) -> Sampler:
+        """Build the same as the preview."""
         return self.preview(config, args)
 
-    def fit(self, scheduler: Any, config: ADTConfig, size: tuple[int, int]) -> None:
-        """The option's shift, or the host's for this size."""
-        scheduler.set_shift(config.flow_shift or self.shift(size))
+    def fit(self, sampler: Sampler, config: RunConfig, size: tuple[int, int]) -> None:
+        """Set the option's shift, or the host's for this size."""
+        assert isinstance(sampler, ShiftedFlowSampler)  # from `preview`
+        sampler.shift = config.flow_shift or self.shift(size)
 
 
 def constant(shift: float) -> Callable[[tuple[int, int]], float]:
-    """One shift at every size."""
+    """Return a shift that is the same at every size."""
     return lambda size: shift
 
 
 def flux_shift(size: tuple[int, int]) -> float:
-    """FLUX's: mu is linear in the number of 2x2 tokens, 0.5 at 256 and 1.15 at 4096; the shift is e^mu."""
+    """Return FLUX's shift, e^mu: mu is linear in the number of 2x2 tokens, 0.5 at 256 and 1.15 at 4096."""
     tokens = size[0] * size[1] / 4
     return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))

@@ -13,14 +13,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+from adt_plugin.core.errors import AdtError
 
 Function = Callable[..., Any]
 Wrap = Callable[[Function], Function]
 Undo = Callable[[], None]
+Result = TypeVar("Result")
 
 
-class SeamError(RuntimeError):
+class SeamError(AdtError, RuntimeError):
     """The host is not as this plugin knows it; the message says which seam, where, what was expected and what was found."""
 
 
@@ -41,8 +44,25 @@ class Seam:
     purpose: str
 
 
+def ending_the_run(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Wrap what the host calls: the plugin's own errors end the run with their sentence alone, without a traceback.
+
+    Raises:
+        SystemExit: in place of an `AdtError`; every other exception passes.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except AdtError as error:
+            raise SystemExit(f"adt_plugin: {error}") from error
+
+    return wrapper
+
+
 def resolve(seam: Seam) -> tuple[ModuleType, Function]:
-    """The loaded module that defines the seam's function, and the function.
+    """Return the loaded module that defines the seam's function, and the function.
 
     Raises:
         SeamError: no candidate defines it.
@@ -57,7 +77,7 @@ def resolve(seam: Seam) -> tuple[ModuleType, Function]:
 
 
 def first_found(seams: Sequence[Seam]) -> Seam:
-    """The first seam that the host has.
+    """Return the first seam that the host has.
 
     Raises:
         SeamError: it has none of them.
@@ -71,7 +91,7 @@ def first_found(seams: Sequence[Seam]) -> Seam:
 
 
 def _attribute(module: ModuleType | None, dotted: str) -> Any:
-    """A function of the module or a method of one of its classes; None if there is none."""
+    """Return a function of the module or a method of one of its classes; None if there is none."""
     return functools.reduce(lambda owner, name: getattr(owner, name, None), dotted.split("."), module)
 
 
@@ -90,12 +110,21 @@ def check_signature(seam: Seam, module: ModuleType, function: Function) -> None:
 
 
 def check(seam: Seam) -> None:
-    """Whether the seam can be patched, without patching it. Raises SeamError if not."""
+    """Check that the seam can be patched, without patching it.
+
+    Raises:
+        SeamError: it cannot.
+    """
     check_signature(seam, *resolve(seam))
 
 
 def patch(seam: Seam, wrap: Wrap) -> Undo:
     """Replace the seam's function by `wrap(function)` wherever a loaded module holds it. Idempotent.
+
+    An `AdtError` that is raised inside ends the run with its sentence.
+
+    Returns:
+        What gives the host its function back.
 
     Raises:
         SeamError: it was not found, or its signature is not the expected one.
@@ -107,7 +136,7 @@ def patch(seam: Seam, wrap: Wrap) -> Undo:
     if "." in seam.function:
         owner, _, name = seam.function.rpartition(".")
         return patch_attribute(_attribute(module, owner), name, wrap)
-    wrapper = functools.wraps(function)(wrap(function))
+    wrapper = functools.wraps(function)(ending_the_run(wrap(function)))
 
     def undo() -> None:
         rebind(wrapper, function)
@@ -118,7 +147,9 @@ def patch(seam: Seam, wrap: Wrap) -> Undo:
 
 
 def patch_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
-    """Replace one method of an object or class by `wrap(method)`. Idempotent.
+    """Replace one method of an object or class by `wrap(method)`, as `patch` does. Idempotent.
+
+    A method that the owner inherits is wrapped for the owner alone, whether or not it is patched where it comes from.
 
     Raises:
         SeamError: the owner has no such method.
@@ -126,10 +157,10 @@ def patch_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
     method = getattr(owner, name, None)
     if not callable(method):
         raise SeamError(f"the seam {type(owner).__name__}.{name} was not found: expected a method, found {method!r}")
-    if getattr(method, "_adt_undo", None) is not None:
-        return method._adt_undo
     own = vars(owner).get(name)
-    wrapper = functools.wraps(method)(wrap(method))
+    if getattr(own, "_adt_undo", None) is not None:
+        return own._adt_undo
+    wrapper = functools.wraps(method)(ending_the_run(wrap(method)))
 
     def undo() -> None:
         if own is None:

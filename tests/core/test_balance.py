@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adt_plugin.core.diffusion.balance import GradientBalance, RunningMean
+from adt_plugin.core.diffusion.balance import EMA, GradientBalance
 
 
 def balance(mode: str, weight: float = 0.5, max_ratio: float = 100.0, diffusion: float | None = 2.0) -> GradientBalance:
@@ -20,7 +20,7 @@ def applied(target: GradientBalance, norm: float) -> float:
 
 
 def test_the_running_mean_is_unbiased_from_the_first_value_on() -> None:
-    mean = RunningMean(0.9)
+    mean = EMA(0.9)
     assert mean.value is None
     for _ in range(3):
         mean.update(torch.tensor(4.0))
@@ -28,14 +28,14 @@ def test_the_running_mean_is_unbiased_from_the_first_value_on() -> None:
 
 
 def test_the_running_mean_skips_what_is_not_finite() -> None:
-    mean = RunningMean(0.9)
+    mean = EMA(0.9)
     for value in (1.0, float("nan"), float("inf")):
         mean.update(torch.tensor(value))
     assert float(mean.value) == pytest.approx(1.0)
 
 
 def test_a_first_value_that_is_not_finite_leaves_the_mean_at_zero() -> None:
-    mean = RunningMean(0.9)
+    mean = EMA(0.9)
     mean.update(torch.tensor(float("inf")))
     assert float(mean.value) == 0.0
     mean.update(torch.tensor(2.0))

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from adt_plugin import __version__
-from adt_plugin.core.config import ADTConfig, ConfigError, add_adt_arguments, option_names
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.errors import ConfigError
+from adt_plugin.options import add_adt_arguments, from_namespace, metadata, option_names
 
 CONTRACT = [
     "weight",
@@ -42,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(*arguments: str, **toml: object) -> ADTConfig:
-    return ADTConfig.from_namespace(parser().parse_args(arguments, namespace=argparse.Namespace(**toml)))
+    return from_namespace(parser().parse_args(arguments, namespace=argparse.Namespace(**toml)))
 
 
 def test_the_names_that_were_promised_are_there() -> None:
@@ -166,11 +168,11 @@ def test_adding_the_options_twice_adds_them_once() -> None:
 def test_metadata_hold_every_option_and_the_version_but_no_path(tmp_path: Path) -> None:
     backbone = tmp_path / "my_dino"
     backbone.mkdir()
-    metadata = ADTConfig(backbone=str(backbone)).metadata()
-    assert set(metadata) == {f"ss_{name}" for name in option_names() if name != "adt"} | {"ss_adt_version"}
-    assert metadata["ss_adt_version"] == __version__
-    assert metadata["ss_adt_backbone"] == "my_dino"
-    assert not any(str(tmp_path) in value for value in metadata.values())
+    saved = metadata(ADTConfig(backbone=str(backbone)))
+    assert set(saved) == {f"ss_{name}" for name in option_names() if name != "adt"} | {"ss_adt_version"}
+    assert saved["ss_adt_version"] == __version__
+    assert saved["ss_adt_backbone"] == "my_dino"
+    assert not any(str(tmp_path) in value for value in saved.values())
 
 
 @pytest.mark.parametrize("side", [7, 100, 257])
@@ -179,14 +181,8 @@ def test_a_crop_that_cuts_through_a_latent_names_the_flag(side: int) -> None:
         ADTConfig(decode_crop=side)
 
 
-def test_training_the_text_encoder_adversarially_is_refused_until_it_is_built() -> None:
-    args = parser().parse_args(["--adt", "--adt_train_text_encoder"])
-    with pytest.raises(ConfigError, match="--adt_train_text_encoder is not built yet: leave it out"):
-        ADTConfig.from_namespace(args)
-
-
 @pytest.mark.parametrize("name", ["backbone", "decoder", "disc_weights"])
 def test_a_local_folder_appears_in_metadata_by_its_name_alone(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
-    assert ADTConfig(**{name: str(folder)}).metadata()[f"ss_adt_{name}"] == "mine"
+    assert metadata(ADTConfig(**{name: str(folder)}))[f"ss_adt_{name}"] == "mine"

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 from transformers import SwinConfig, SwinModel, ViTConfig, ViTModel
 
-from adt_plugin.core.config import AUGMENTATIONS, ConfigError
+from adt_plugin.core.config import AUGMENTATIONS
 from adt_plugin.core.discriminator import Discriminator, FrozenBackbone, load_backbone
 from adt_plugin.core.discriminator.augment import Augment, shift
 from adt_plugin.core.discriminator.backbone import processor_size
+from adt_plugin.core.discriminator.discriminator import fitting_size
 from adt_plugin.core.discriminator.heads import Standardize
-from adt_plugin.core.discriminator.losses import discriminator_hinge, generator_loss
-from adt_plugin.core.discriminator.siamese import fitting_size
+from adt_plugin.core.discriminator.losses import LOSSES
+from adt_plugin.core.errors import ConfigError
 from toys import ToyFeatures, toy_discriminator
 
 
@@ -174,39 +175,39 @@ def test_standardisation_is_frozen_after_its_updates_and_survives_a_state_dict()
 
 def test_positive_pairs_start_at_a_score_of_zero() -> None:
     discriminator = toy_discriminator()
-    observed = discriminator.observe(images(8, seed=1), images(8, seed=2))
-    assert float(discriminator.scores(observed)[0].detach().mean()) == pytest.approx(0, abs=1e-4)
+    features = discriminator.pair_features(images(8, seed=1), images(8, seed=2))
+    assert float(discriminator.scores(features)[0].detach().mean()) == pytest.approx(0, abs=1e-4)
 
 
 def test_both_scores_at_once_are_those_of_each_alone() -> None:
     discriminator = toy_discriminator()
-    observed = discriminator.observe(images(4, seed=1), images(4, seed=2))
-    real, gen = discriminator.scores(observed)
-    torch.testing.assert_close(gen, discriminator.score_gen(observed))
-    torch.testing.assert_close(real, discriminator.score.compare(*discriminator.embed(observed.real_again, observed.real)))
+    features = discriminator.pair_features(images(4, seed=1), images(4, seed=2))
+    real, gen = discriminator.scores(features)
+    torch.testing.assert_close(gen, discriminator.score_gen(features))
+    torch.testing.assert_close(real, discriminator.score.compare(*discriminator.embed(features.real_again, features.real)))
 
 
 def test_the_siamese_score_of_two_equal_images_is_the_highest_there_is() -> None:
     discriminator = toy_discriminator(augment=())
-    observed = discriminator.observe(images(4, seed=1), images(4, seed=2))
-    same = discriminator.score.compare(*discriminator.embed(observed.real, observed.real))
-    assert (same > discriminator.score_gen(observed)).all()
+    features = discriminator.pair_features(images(4, seed=1), images(4, seed=2))
+    same = discriminator.score.compare(*discriminator.embed(features.real, features.real))
+    assert (same > discriminator.score_gen(features)).all()
 
 
 def test_the_unary_score_ignores_the_real_image() -> None:
     discriminator = toy_discriminator("unary", augment=())
     gen = images(seed=1)
-    first = discriminator.score_gen(discriminator.observe(gen, images(seed=2)))
+    first = discriminator.score_gen(discriminator.pair_features(gen, images(seed=2)))
     statistics = {name: value.clone() for name, value in discriminator.state_dict().items()}
-    observed = discriminator.observe(gen, images(seed=3))
+    features = discriminator.pair_features(gen, images(seed=3))
     discriminator.load_state_dict(statistics)  # the running statistics have seen other real images
-    torch.testing.assert_close(discriminator.score_gen(observed), first)
+    torch.testing.assert_close(discriminator.score_gen(features), first)
 
 
 def test_the_score_is_differentiable_in_the_generated_image_only() -> None:
     discriminator = toy_discriminator(augment=AUGMENTATIONS)
     gen, real = images(seed=1).requires_grad_(True), images(seed=2).requires_grad_(True)
-    discriminator.score_gen(discriminator.observe(gen, real)).sum().backward()
+    discriminator.score_gen(discriminator.pair_features(gen, real)).sum().backward()
     assert gen.grad is not None and gen.grad.abs().sum() > 0
     assert real.grad is None
 
@@ -228,8 +229,8 @@ def test_any_aspect_ratio_is_kept_at_about_the_same_cost(size: tuple[int, int]) 
 
 def test_images_reach_the_backbone_at_the_configured_size() -> None:
     backbone = FrozenBackbone(ToyFeatures(), [8, 12], patch_size=14)
-    assert Discriminator(backbone, width=16, image_size=56).fitted(images(height=64, width=128)).shape[-2:] == (42, 84)
-    assert Discriminator(backbone, width=16).fitted(images()).shape[-2:] == (16, 16)
+    assert Discriminator(backbone, width=16, image_size=56).fit_size(images(height=64, width=128)).shape[-2:] == (42, 84)
+    assert Discriminator(backbone, width=16).fit_size(images()).shape[-2:] == (16, 16)
 
 
 # Augmentation
@@ -279,10 +280,12 @@ def test_cutout_greys_a_sixteenth_of_an_inner_image() -> None:
 
 
 def test_hinge_is_two_at_chance_and_zero_beyond_the_margins() -> None:
-    assert float(discriminator_hinge(torch.zeros(3), torch.zeros(3))) == 2.0
-    assert float(discriminator_hinge(torch.tensor([1.5]), torch.tensor([-1.2]))) == 0.0
-    assert float(discriminator_hinge(torch.tensor([0.5, 2.0]), torch.tensor([-2.0, 1.0]))) == pytest.approx(0.25 + 1.0)
+    assert float(LOSSES["hinge"].discriminator(torch.zeros(3), torch.zeros(3))) == 2.0
+    assert float(LOSSES["hinge"].discriminator(torch.tensor([1.5]), torch.tensor([-1.2]))) == 0.0
+    assert float(LOSSES["hinge"].discriminator(torch.tensor([0.5, 2.0]), torch.tensor([-2.0, 1.0]))) == pytest.approx(
+        0.25 + 1.0
+    )
 
 
 def test_the_generator_wants_a_high_score() -> None:
-    assert float(generator_loss(torch.tensor([1.0, 3.0]))) == -2.0
+    assert float(LOSSES["hinge"].generator(torch.tensor([1.0, 3.0]))) == -2.0

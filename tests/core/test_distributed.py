@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from adt_plugin.core.distributed import average_gradients, joined_norm
+from adt_plugin.core.distributed import all_reduce_gradients, all_reduce_norm
 from adt_plugin.core.run import state
 from adt_plugin.core.run.health import BadTurnsError, Health
 from adt_plugin.core.turn import AdversarialTurn
@@ -102,7 +102,7 @@ def train(rank: int, processes: int, wrap: str, micro_steps: int, options: dict[
                 wrapped.require_backward_grad_sync = micro == micro_steps - 1  # as its no_sync
             norms.append(micro_step(turn, wrapped, part, step * micro_steps + micro, micro_steps))
         if wrap == "by hand":  # as the host's all_reduce_network
-            average_gradients(net.parameters())
+            all_reduce_gradients(net.parameters())
         gradients.append(net.gradients().clone())
         optimizer.step()
         optimizer.zero_grad()
@@ -148,7 +148,7 @@ def walk(rank: int) -> dict[str, Any]:
         latents = toy_latents(seed=10 * step + rank)
         diffusion_backward(turn, net, latents)
         reports.append(turn(net, latents))
-    shared = [(r.start, r.masked, r.loss_d, r.loss_g, r.grad_norm, r.step_grad_norms) for r in reports]
+    shared = [(r.start, r.grad_positions, r.loss_d, r.loss_g, r.grad_norm, r.step_grad_norms) for r in reports]
     return {"shared": shared, "pairs": [r.scores for r in reports], "heads": heads_of(turn)}
 
 
@@ -254,7 +254,7 @@ def resume(rank: int) -> dict[str, Any]:
         dist.broadcast_object_list(folder)  # the first process's
         _, turn = train_from(rank, None)
         if rank == 0:
-            state.write(state.capture(turn), Path(own))
+            state.write(state.capture(turn, turn.config), Path(own))
         dist.barrier()
         resumed = state.read(Path(folder[0]), turn.config, turn.discriminator)
         dist.barrier()
@@ -285,7 +285,7 @@ WORK |= {"walk": (walk, ()), "end": (end_by_faults, ()), "resume": (resume, ())}
 def test_alone_there_is_nothing_to_average_and_no_norm_to_join() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.grad = torch.full((2,), 3.0)
-    average_gradients([parameter])
+    all_reduce_gradients([parameter])
     assert parameter.grad.tolist() == [3.0, 3.0]
     norm = torch.tensor(0.1)
-    assert joined_norm(norm) is norm
+    assert all_reduce_norm(norm) is norm

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import toml
 
-from adt_plugin.core.config import ADTConfig, option_names
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.cost.cli import flattened
 from adt_plugin.host.checks import REFUSED
 from adt_plugin.host.families import FAMILIES
+from adt_plugin.options import from_namespace, option_names
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -71,9 +72,9 @@ def keys_of(path: Path) -> dict[str, object]:
 def test_every_sample_turns_adt_on_with_valid_options(sample: Path) -> None:
     keys = keys_of(sample)
     assert keys["adt"] is True
-    ADTConfig.from_namespace(Namespace(**keys))
+    from_namespace(Namespace(**keys))
 
 
 def test_the_sample_of_keys_alone_shows_the_defaults() -> None:
     keys = keys_of(REPOSITORY / "sample_configs" / "adt_only.toml")
-    assert ADTConfig.from_namespace(Namespace(**keys)) == ADTConfig()
+    assert from_namespace(Namespace(**keys)) == ADTConfig()

@@ -10,20 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from adt_plugin.core.diffusion.gradient_path import MASKS, choose_mask, leaf_gradients, replay
-from adt_plugin.core.diffusion.sampling import Guided, build_flow_scheduler, build_scheduler, noised_start, unroll
+from adt_plugin.core.diffusion.denoiser import Guided
+from adt_plugin.core.diffusion.gradient_path import GRAD_MASKS, choose_grad_positions, leaf_gradients, replay
+from adt_plugin.core.diffusion.samplers import build_flow_sampler, build_sampler
+from adt_plugin.core.diffusion.unroll import noised_start, unroll
 from adt_plugin.core.rng import preserved_rng, seed_everything
 from toys import SD_ALPHAS_CUMPROD, ToyDenoiser, toy_decode, toy_latents
 
 STEPS, START = 8, 6
-SCHEDULES = [(sampler, kind) for sampler in ("ddim", "euler", "dpm++") for kind in ("epsilon", "v_prediction")] + [
+SCHEDULES = [(name, kind) for name in ("ddim", "euler", "dpm++") for kind in ("epsilon", "v_prediction")] + [
     ("flow", "velocity")
 ]
 RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
-def scheduler_for(sampler: str, kind: str) -> Any:
-    return build_flow_scheduler(3.0, "trailing") if sampler == "flow" else build_scheduler(sampler, SD_ALPHAS_CUMPROD, kind)
+def sampler_for(name: str, kind: str) -> Any:
+    return build_flow_sampler(3.0, "trailing") if name == "flow" else build_sampler(name, SD_ALPHAS_CUMPROD, kind)
 
 
 def loss_of(latents: Tensor) -> Tensor:
@@ -34,16 +36,16 @@ def loss_of(latents: Tensor) -> Tensor:
     ).sum() + images.sin().sum()
 
 
-def by_replay(net: ToyDenoiser, scheduler: Any, latents: Tensor, seeds: list[int], mask: list[int]) -> Tensor:
-    path = unroll(net, scheduler, latents, seeds, mask, record=True)
+def by_replay(net: ToyDenoiser, sampler: Any, latents: Tensor, seeds: list[int], mask: list[int]) -> Tensor:
+    path = unroll(net, sampler, latents, seeds, mask, record=True)
     gradients = leaf_gradients(loss_of(path.latents), path)
     replay(net, path, {i: gradients[i] for i in mask})
     return net.gradients()
 
 
-def by_kept_graphs(net: ToyDenoiser, scheduler: Any, latents: Tensor, seeds: list[int], mask: list[int]) -> Tensor:
+def by_kept_graphs(net: ToyDenoiser, sampler: Any, latents: Tensor, seeds: list[int], mask: list[int]) -> Tensor:
     """As `by_replay`, but nothing is run twice."""
-    path = unroll(net, scheduler, latents, seeds, mask, record=True, joined_denoiser=net)
+    path = unroll(net, sampler, latents, seeds, mask, record=True, graph_denoiser=net)
     gradients = leaf_gradients(loss_of(path.latents), path)
     calls = net.calls
     replay(net, path, {i: gradients[i] for i in mask})
@@ -52,14 +54,14 @@ def by_kept_graphs(net: ToyDenoiser, scheduler: Any, latents: Tensor, seeds: lis
 
 
 def by_full_autograd(
-    net: ToyDenoiser, scheduler: Any, latents: Tensor, seeds: list[int], mask: list[int], stopped: bool = True
+    net: ToyDenoiser, sampler: Any, latents: Tensor, seeds: list[int], mask: list[int], stopped: bool = True
 ) -> Tensor:
     """The whole unroll kept in one graph; unmasked outputs are cut, inputs are stopped unless said otherwise."""
-    for position, timestep in enumerate(scheduler.timesteps[-len(seeds) :]):
-        scaled = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
+    for position, timestep in enumerate(sampler.timesteps[-len(seeds) :]):
+        scaled = sampler.scale_model_input(latents, timestep)
         seed_everything(seeds[position])
         output = net(scaled.detach() if stopped else scaled, timestep.expand(len(latents)))
-        latents = scheduler.step(output if position in mask else output.detach(), timestep, latents, return_dict=False)[0]
+        latents = sampler.step(output if position in mask else output.detach(), timestep, latents)
     loss_of(latents).backward()
     return net.gradients()
 
@@ -68,7 +70,7 @@ Route = Callable[[ToyDenoiser, Any, Tensor, list[int], list[int]], Tensor]
 
 
 def two_routes(
-    sampler: str,
+    name: str,
     kind: str,
     mask: list[int],
     dtype: torch.dtype,
@@ -78,10 +80,10 @@ def two_routes(
 ) -> tuple[Tensor, Tensor]:
     results = []
     for compute in (route, lambda *a: by_full_autograd(*a, **full)):
-        net, scheduler = ToyDenoiser(dropout, dtype), scheduler_for(sampler, kind)
-        start = noised_start(scheduler, toy_latents(dtype=dtype), toy_latents(seed=4, dtype=dtype), STEPS, START)
+        net, sampler = ToyDenoiser(dropout, dtype), sampler_for(name, kind)
+        start = noised_start(sampler, toy_latents(dtype=dtype), toy_latents(seed=4, dtype=dtype), STEPS, START)
         with preserved_rng():
-            results.append(compute(net, scheduler, start, list(range(100, 100 + START)), mask))
+            results.append(compute(net, sampler, start, list(range(100, 100 + START)), mask))
     return results[0], results[1]
 
 
@@ -91,27 +93,27 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", RELATIVE)
 @pytest.mark.parametrize("mask", [[0], [5], [1, 4], [0, 2, 3], [0, 1, 2, 3, 4, 5]], ids=str)
-@pytest.mark.parametrize(("sampler", "kind"), SCHEDULES)
-def test_replay_equals_full_autograd_with_stopped_inputs(sampler: str, kind: str, mask: list[int], dtype: torch.dtype) -> None:
-    replayed, full = two_routes(sampler, kind, mask, dtype)
+@pytest.mark.parametrize(("name", "kind"), SCHEDULES)
+def test_replay_equals_full_autograd_with_stopped_inputs(name: str, kind: str, mask: list[int], dtype: torch.dtype) -> None:
+    replayed, full = two_routes(name, kind, mask, dtype)
     assert full.norm() > 0
     assert relative_error(replayed, full) < RELATIVE[dtype]
 
 
 @pytest.mark.parametrize("mask", [[0], [1, 4], [0, 1, 2, 3, 4, 5]], ids=str)
-@pytest.mark.parametrize(("sampler", "kind"), SCHEDULES)
-def test_kept_graphs_give_the_gradient_of_the_replay(sampler: str, kind: str, mask: list[int]) -> None:
+@pytest.mark.parametrize(("name", "kind"), SCHEDULES)
+def test_kept_graphs_give_the_gradient_of_the_replay(name: str, kind: str, mask: list[int]) -> None:
     """With dropout, which the two calls of a replay must share, and with the inputs stopped."""
-    kept, full = two_routes(sampler, kind, mask, torch.float64, dropout=0.3, route=by_kept_graphs)
+    kept, full = two_routes(name, kind, mask, torch.float64, dropout=0.3, route=by_kept_graphs)
     assert relative_error(kept, full) < RELATIVE[torch.float64]
-    replayed, full = two_routes(sampler, kind, mask, torch.float64, dropout=0.3)
+    replayed, full = two_routes(name, kind, mask, torch.float64, dropout=0.3)
     assert relative_error(replayed, full) < RELATIVE[torch.float64]
 
 
-@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("kind", GRAD_MASKS)
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_every_mask_kind_gives_the_gradient_of_its_steps(kind: str, count: int) -> None:
-    mask = choose_mask(kind, range(START), count, torch.Generator().manual_seed(count))
+    mask = choose_grad_positions(kind, range(START), count, torch.Generator().manual_seed(count))
     replayed, full = two_routes("ddim", "epsilon", mask, torch.float64)
     assert relative_error(replayed, full) < 1e-10
 
@@ -121,15 +123,15 @@ def test_dropout_is_the_same_in_unroll_and_replay() -> None:
     assert relative_error(replayed, full) < 1e-10
 
 
-@pytest.mark.parametrize(("sampler", "kind"), SCHEDULES)
-def test_with_inputs_not_stopped_the_gradient_is_another(sampler: str, kind: str) -> None:
-    replayed, unstopped = two_routes(sampler, kind, list(range(START)), torch.float64, stopped=False)
+@pytest.mark.parametrize(("name", "kind"), SCHEDULES)
+def test_with_inputs_not_stopped_the_gradient_is_another(name: str, kind: str) -> None:
+    replayed, unstopped = two_routes(name, kind, list(range(START)), torch.float64, stopped=False)
     assert relative_error(replayed, unstopped) > 1e-3
 
 
 def test_a_step_that_was_not_kept_cannot_be_replayed() -> None:
-    scheduler, net = scheduler_for("ddim", "epsilon"), ToyDenoiser()
-    path = unroll(net, scheduler, noised_start(scheduler, toy_latents(), toy_latents(), 4, 2), [0, 0], [0], record=True)
+    sampler, net = sampler_for("ddim", "epsilon"), ToyDenoiser()
+    path = unroll(net, sampler, noised_start(sampler, toy_latents(), toy_latents(), 4, 2), [0, 0], [0], record=True)
     with pytest.raises(ValueError, match="step 1 was not kept"):
         replay(net, path, {1: torch.ones_like(path.latents)})
 
@@ -138,9 +140,9 @@ def test_replay_uses_the_hosts_backward() -> None:
     """A backward that multiplies the loss, as a gradient scaler does, multiplies the gradient."""
     results = []
     for factor in (1.0, 8.0):
-        net, scheduler = ToyDenoiser(dtype=torch.float64), scheduler_for("ddim", "epsilon")
-        start = noised_start(scheduler, toy_latents(dtype=torch.float64), toy_latents(seed=4, dtype=torch.float64), 4, 2)
-        path = unroll(net, scheduler, start, [0, 0], [0, 1], record=True)
+        net, sampler = ToyDenoiser(dtype=torch.float64), sampler_for("ddim", "epsilon")
+        start = noised_start(sampler, toy_latents(dtype=torch.float64), toy_latents(seed=4, dtype=torch.float64), 4, 2)
+        path = unroll(net, sampler, start, [0, 0], [0, 1], record=True)
         gradients = leaf_gradients(loss_of(path.latents), path)
         replay(net, path, dict(enumerate(gradients)), backward=lambda loss, factor=factor: (loss * factor).backward())
         results.append(net.gradients())
@@ -150,26 +152,26 @@ def test_replay_uses_the_hosts_backward() -> None:
 # Masks
 
 
-@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("kind", GRAD_MASKS)
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 @pytest.mark.parametrize("candidates", [[0], [2, 3], [0, 1, 2, 3, 4, 5, 6]], ids=str)
 def test_a_mask_is_an_ordered_subset_of_the_right_size(kind: str, count: int, candidates: list[int]) -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
-        mask = choose_mask(kind, candidates, count, generator)
+        mask = choose_grad_positions(kind, candidates, count, generator)
         assert mask == sorted(set(mask)) and set(mask) <= set(candidates)
         assert len(mask) == (len(candidates) if kind == "all" else min(count, len(candidates)))
 
 
 def test_no_candidates_give_no_mask() -> None:
-    assert choose_mask("random", [], 2, torch.Generator()) == []
+    assert choose_grad_positions("random", [], 2, torch.Generator()) == []
 
 
 def test_last_takes_the_last_and_random_and_even_reach_every_step() -> None:
     generator = torch.Generator().manual_seed(0)
-    assert choose_mask("last", range(6), 2, generator) == [4, 5]
+    assert choose_grad_positions("last", range(6), 2, generator) == [4, 5]
     for kind in ("random", "even"):
-        assert {i for _ in range(200) for i in choose_mask(kind, range(6), 2, generator)} == set(range(6))
+        assert {i for _ in range(200) for i in choose_grad_positions(kind, range(6), 2, generator)} == set(range(6))
 
 
 # Memory
@@ -199,9 +201,9 @@ class LiveBytes:
 
 
 def peak_of_a_path(route: Callable[..., Tensor], count: int) -> int:
-    net, scheduler = ToyDenoiser(width=256), scheduler_for("ddim", "epsilon")  # the network outweighs everything else
-    start = noised_start(scheduler, toy_latents(), toy_latents(seed=4), STEPS, STEPS)
-    return LiveBytes().measure(lambda: route(net, scheduler, start, [0] * STEPS, list(range(count))))
+    net, sampler = ToyDenoiser(width=256), sampler_for("ddim", "epsilon")  # the network outweighs everything else
+    start = noised_start(sampler, toy_latents(), toy_latents(seed=4), STEPS, STEPS)
+    return LiveBytes().measure(lambda: route(net, sampler, start, [0] * STEPS, list(range(count))))
 
 
 def test_memory_does_not_grow_with_the_number_of_replayed_steps() -> None:
@@ -212,13 +214,13 @@ def test_memory_does_not_grow_with_the_number_of_replayed_steps() -> None:
 
 
 def test_a_kept_graph_is_freed_as_soon_as_it_has_been_pulled_back() -> None:
-    net, scheduler = ToyDenoiser(), scheduler_for("ddim", "epsilon")
-    start = noised_start(scheduler, toy_latents(), toy_latents(seed=4), STEPS, 3)
-    path = unroll(net, scheduler, start, [0] * 3, [0, 2], record=True, joined_denoiser=net)
-    assert [step.joined is not None for step in path.steps] == [True, False, True]
+    net, sampler = ToyDenoiser(), sampler_for("ddim", "epsilon")
+    start = noised_start(sampler, toy_latents(), toy_latents(seed=4), STEPS, 3)
+    path = unroll(net, sampler, start, [0] * 3, [0, 2], record=True, graph_denoiser=net)
+    assert [step.graph_output is not None for step in path.steps] == [True, False, True]
     alive = []
     ones = {i: torch.ones_like(path.latents) for i in (0, 2)}
-    replay(net, path, ones, lambda loss: alive.append([step.joined is not None for step in path.steps]))
+    replay(net, path, ones, lambda loss: alive.append([step.graph_output is not None for step in path.steps]))
     assert alive == [[False, False, True], [False, False, False]]
 
 
@@ -247,11 +249,11 @@ def test_guidance_is_replayed_part_by_part(dropout: float) -> None:
         loss.backward()
 
     for denoiser_of in (guided, combined):
-        net, scheduler = ToyDenoiser(dropout, torch.float64), scheduler_for("ddim", "epsilon")
+        net, sampler = ToyDenoiser(dropout, torch.float64), sampler_for("ddim", "epsilon")
         clean, noise = (toy_latents(seed=seed, dtype=torch.float64) for seed in (3, 4))
-        start = noised_start(scheduler, clean, noise, STEPS, START)
+        start = noised_start(sampler, clean, noise, STEPS, START)
         with preserved_rng():
-            path = unroll(denoiser_of(net), scheduler, start, list(range(START)), [1, 4], record=True)
+            path = unroll(denoiser_of(net), sampler, start, list(range(START)), [1, 4], record=True)
             gradients = leaf_gradients(loss_of(path.latents), path)
             replay(denoiser_of(net), path, {i: gradients[i] for i in (1, 4)}, counted)
         results.append(net.gradients())
@@ -259,7 +261,7 @@ def test_guidance_is_replayed_part_by_part(dropout: float) -> None:
     assert backwards == 4 + 2  # one graph at a time: two parts of two steps
     net = ToyDenoiser(dropout, torch.float64)
     with preserved_rng():
-        path = unroll(guided(net), scheduler, start, list(range(START)), [1, 4], record=True, joined_denoiser=guided(net))
+        path = unroll(guided(net), sampler, start, list(range(START)), [1, 4], record=True, graph_denoiser=guided(net))
         gradients = leaf_gradients(loss_of(path.latents), path)
         replay(guided(net), path, {i: gradients[i] for i in (1, 4)}, counted)
     assert relative_error(net.gradients(), results[1]) < 1e-10

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from adt_plugin.core.report import TurnReport
 from adt_plugin.core.run import health
 from adt_plugin.core.run.health import BadTurnsError, Health
-from adt_plugin.core.turn import AdversarialTurn, TurnReport
+from adt_plugin.core.turn import AdversarialTurn
 from toys import ToyDenoiser, diffusion_backward, toy_decode, toy_latents, toy_turn
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.diffusion.denoiser import Denoiser, Guided
 from adt_plugin.core.diffusion.memory import GraphMemory, probe_of
-from adt_plugin.core.diffusion.sampling import Denoiser, Guided
 from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
 
 GRAPH = 1000

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from adt_plugin.core.report import TurnReport
 from adt_plugin.core.run.monitor import MAX_PAIRS, Monitor, pair_picture, scalars
-from adt_plugin.core.turn import TurnReport
 from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.core.turn import AdversarialTurn, TurnReport
+from adt_plugin.core.report import TurnReport
+from adt_plugin.core.turn import AdversarialTurn
 from toys import ToyDenoiser, toy_decode, toy_discriminator, toy_latents, toy_turn
 
 SMALL = 1e-7
@@ -153,7 +154,7 @@ def test_small_gradients_pass_a_backbone_in_bf16_and_would_not_in_fp16(dtype: to
         discriminator = toy_discriminator(augment=())
         discriminator.backbone.to(precision)
         images = toy_decode(toy_latents()).requires_grad_(True)
-        scores = discriminator.score_gen(discriminator.observe(images, toy_decode(toy_latents(seed=4))))
+        scores = discriminator.score_gen(discriminator.pair_features(images, toy_decode(toy_latents(seed=4))))
         gradients.append(torch.autograd.grad(1e-6 * scores.mean(), images)[0])
     assert (relative_error(gradients[1], gradients[0]) > 0.5) == lost
     assert lost or relative_error(gradients[1], gradients[0]) < 0.1

@@ -7,8 +7,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from adt_plugin.core.config import ConfigError
-from adt_plugin.core.diffusion.sampling import Guided, build_flow_scheduler, build_scheduler, check_grid, noised_start, unroll
+from adt_plugin.core.diffusion.denoiser import Guided
+from adt_plugin.core.diffusion.samplers import FlowSampler, build_flow_sampler, build_sampler
+from adt_plugin.core.diffusion.unroll import noised_start, unroll
+from adt_plugin.core.errors import ConfigError
 from toys import SD_ALPHAS_CUMPROD, ToyDenoiser, toy_latents
 
 SAMPLERS = ("ddim", "euler", "dpm++")
@@ -34,49 +36,49 @@ def oracle(alphas_cumprod: Tensor, clean: Tensor, noise: Tensor, prediction_type
 @pytest.mark.parametrize("start", [1, 2, 5, 10])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_an_oracle_denoiser_brings_every_start_back_to_the_image(
-    sampler: str, prediction_type: str, spacing: str, start: int
+    name: str, prediction_type: str, spacing: str, start: int
 ) -> None:
-    scheduler = build_scheduler(sampler, SD_ALPHAS_CUMPROD, prediction_type, spacing)
+    sampler = build_sampler(name, SD_ALPHAS_CUMPROD, prediction_type, spacing)
     clean, noise = toy_latents(seed=1), toy_latents(seed=2)
-    noised = noised_start(scheduler, clean, noise, 10, start)
-    path = unroll(oracle(SD_ALPHAS_CUMPROD, clean, noise, prediction_type), scheduler, noised, [0] * start, [], record=False)
+    noised = noised_start(sampler, clean, noise, 10, start)
+    path = unroll(oracle(SD_ALPHAS_CUMPROD, clean, noise, prediction_type), sampler, noised, [0] * start, [], record=False)
     assert len(path.steps) == start
     torch.testing.assert_close(path.latents, clean, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_zero_terminal_snr_starts_at_the_last_timestep_and_returns(sampler: str) -> None:
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_zero_terminal_snr_starts_at_the_last_timestep_and_returns(name: str) -> None:
     alphas_cumprod = zero_terminal_snr(SD_ALPHAS_CUMPROD)
     assert float(alphas_cumprod[-1]) == 0.0
-    scheduler = build_scheduler(sampler, alphas_cumprod, "v_prediction")
+    sampler = build_sampler(name, alphas_cumprod, "v_prediction")
     clean, noise = toy_latents(seed=1), toy_latents(seed=2)
-    noised = noised_start(scheduler, clean, noise, 5, 5)
-    path = unroll(oracle(alphas_cumprod, clean, noise, "v_prediction"), scheduler, noised, [0] * 5, [], record=False)
+    noised = noised_start(sampler, clean, noise, 5, 5)
+    path = unroll(oracle(alphas_cumprod, clean, noise, "v_prediction"), sampler, noised, [0] * 5, [], record=False)
     assert float(path.steps[0].timestep) == 999
     torch.testing.assert_close(path.latents, clean, atol=5e-3, rtol=0)  # Euler carries sigma = 4096 in float32
 
 
 def test_the_schedule_is_the_models_own_not_a_round_trip() -> None:
     alphas_cumprod = zero_terminal_snr(SD_ALPHAS_CUMPROD)
-    assert torch.equal(build_scheduler("ddim", alphas_cumprod, "v_prediction").alphas_cumprod, alphas_cumprod)
+    assert torch.equal(build_sampler("ddim", alphas_cumprod, "v_prediction").scheduler.alphas_cumprod, alphas_cumprod)
     alphas_cumprod.zero_()  # nor does it share memory with it
-    assert float(build_scheduler("ddim", SD_ALPHAS_CUMPROD, "epsilon").alphas_cumprod[0]) > 0.99
+    assert float(build_sampler("ddim", SD_ALPHAS_CUMPROD, "epsilon").scheduler.alphas_cumprod[0]) > 0.99
 
 
 def test_the_start_is_the_image_noised_to_its_timestep() -> None:
-    scheduler = build_scheduler("ddim", SD_ALPHAS_CUMPROD, "epsilon")
+    sampler = build_sampler("ddim", SD_ALPHAS_CUMPROD, "epsilon")
     clean, noise = toy_latents(seed=1), toy_latents(seed=2)
     alpha_bar = SD_ALPHAS_CUMPROD[401]  # leading, offset 1: 901, 801, ... 1
     torch.testing.assert_close(
-        noised_start(scheduler, clean, noise, 10, 5), alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
+        noised_start(sampler, clean, noise, 10, 5), alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
     )
 
 
 def test_only_the_starts_share_of_the_grid_is_walked() -> None:
-    scheduler, net = build_scheduler("ddim", SD_ALPHAS_CUMPROD, "epsilon"), ToyDenoiser()
-    path = unroll(net, scheduler, noised_start(scheduler, toy_latents(), toy_latents(), 10, 3), [1, 2, 3], [1], record=True)
+    sampler, net = build_sampler("ddim", SD_ALPHAS_CUMPROD, "epsilon"), ToyDenoiser()
+    path = unroll(net, sampler, noised_start(sampler, toy_latents(), toy_latents(), 10, 3), [1, 2, 3], [1], record=True)
     assert net.calls == 3
     assert [int(step.timestep) for step in path.steps] == [201, 101, 1]
     assert [step.model_input is not None for step in path.steps] == [False, True, False]
@@ -84,71 +86,71 @@ def test_only_the_starts_share_of_the_grid_is_walked() -> None:
 
 
 def test_half_precision_latents_are_sampled_in_float32() -> None:
-    scheduler = build_scheduler("ddim", SD_ALPHAS_CUMPROD, "epsilon")
-    start = noised_start(scheduler, toy_latents(), toy_latents(), 4, 2)
-    path = unroll(lambda x, t: x.to(torch.bfloat16), scheduler, start, [0, 0], [], record=False)
+    sampler = build_sampler("ddim", SD_ALPHAS_CUMPROD, "epsilon")
+    start = noised_start(sampler, toy_latents(), toy_latents(), 4, 2)
+    path = unroll(lambda x, t: x.to(torch.bfloat16), sampler, start, [0, 0], [], record=False)
     assert path.latents.dtype == path.steps[0].output.dtype == torch.float32
 
 
 def test_noise_prediction_from_zero_snr_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--v_parameterization"):
-        build_scheduler("ddim", zero_terminal_snr(SD_ALPHAS_CUMPROD), "epsilon")
+    with pytest.raises(ConfigError, match="use a model that predicts v"):
+        build_sampler("ddim", zero_terminal_snr(SD_ALPHAS_CUMPROD), "epsilon")
 
 
 def test_ddim_with_linspace_is_refused() -> None:
     with pytest.raises(ConfigError, match="--adt_spacing linspace"):
-        build_scheduler("ddim", SD_ALPHAS_CUMPROD, "epsilon", "linspace")
+        build_sampler("ddim", SD_ALPHAS_CUMPROD, "epsilon", "linspace")
 
 
 def test_a_grid_that_ddim_cannot_walk_exactly_is_refused() -> None:
-    scheduler = build_scheduler("ddim", SD_ALPHAS_CUMPROD, "epsilon", "trailing")
-    check_grid(scheduler, 8)
+    sampler = build_sampler("ddim", SD_ALPHAS_CUMPROD, "epsilon", "trailing")
+    sampler.check_grid(8)
     with pytest.raises(ConfigError, match="--adt_steps must divide 1000"):
-        check_grid(scheduler, 7)
+        sampler.check_grid(7)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
-def test_a_grid_without_distinct_timesteps_is_refused(sampler: str) -> None:
+@pytest.mark.parametrize("name", ["ddim", "dpm++"])
+def test_a_grid_without_distinct_timesteps_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="--adt_steps 1000 gives this sampler no grid"):
-        check_grid(build_scheduler(sampler, SD_ALPHAS_CUMPROD, "epsilon"), 1000)
+        build_sampler(name, SD_ALPHAS_CUMPROD, "epsilon").check_grid(1000)
 
 
 def test_the_flow_matching_grid_is_accepted() -> None:
-    check_grid(FlowMatchEulerDiscreteScheduler(shift=3.0), 10)
+    FlowSampler(FlowMatchEulerDiscreteScheduler(shift=3.0)).check_grid(10)
 
 
 def test_more_steps_than_timesteps_are_refused() -> None:
-    scheduler = build_scheduler("ddim", SD_ALPHAS_CUMPROD[:100], "epsilon")
+    sampler = build_sampler("ddim", SD_ALPHAS_CUMPROD[:100], "epsilon")
     with pytest.raises(ConfigError, match="--adt_steps must be at most 100"):
-        check_grid(scheduler, 101)
+        sampler.check_grid(101)
 
 
 @pytest.mark.parametrize("start", [1, 3, 8])
 @pytest.mark.parametrize("spacing", ["trailing", "linspace"])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_a_flow_grid_starts_at_noise_and_an_oracle_returns(shift: float, spacing: str, start: int) -> None:
-    scheduler = build_flow_scheduler(shift, spacing)
-    check_grid(scheduler, 8)
+    sampler = build_flow_sampler(shift, spacing)
+    sampler.check_grid(8)
     clean, noise = toy_latents(seed=1), toy_latents(seed=2)
-    noised = noised_start(scheduler, clean, noise, 8, start)
-    path = unroll(lambda x, t: noise - clean, scheduler, noised, [0] * start, [], record=False)
+    noised = noised_start(sampler, clean, noise, 8, start)
+    path = unroll(lambda x, t: noise - clean, sampler, noised, [0] * start, [], record=False)
     torch.testing.assert_close(path.latents, clean, atol=1e-5, rtol=0)
-    assert float(scheduler.timesteps[0]) == 1000.0
+    assert float(sampler.timesteps[0]) == 1000.0
 
 
 def test_flow_grids_are_those_of_the_pipelines() -> None:
     """Diffusers' own grid for SD3 (linspace, shift 3), FLUX's even one (trailing), and a shift changed in between."""
     own = FlowMatchEulerDiscreteScheduler(shift=3.0)
     own.set_timesteps(6)
-    scheduler = build_flow_scheduler(3.0, "linspace")
-    scheduler.set_timesteps(6)
-    torch.testing.assert_close(scheduler.sigmas, own.sigmas)
-    even = build_flow_scheduler(1.0, "trailing")
-    even.set_timesteps(4)
-    torch.testing.assert_close(even.sigmas, torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))
-    even.set_shift(3.0)
-    even.set_timesteps(2)
-    torch.testing.assert_close(even.sigmas, torch.tensor([1.0, 0.75, 0.0]))
+    sampler = build_flow_sampler(3.0, "linspace")
+    sampler.prepare(6, 6)
+    torch.testing.assert_close(sampler.scheduler.sigmas, own.sigmas)
+    even = build_flow_sampler(1.0, "trailing")
+    even.prepare(4, 4)
+    torch.testing.assert_close(even.scheduler.sigmas, torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))
+    even.shift = 3.0
+    even.prepare(2, 2)
+    torch.testing.assert_close(even.scheduler.sigmas, torch.tensor([1.0, 0.75, 0.0]))
 
 
 def test_guidance_extrapolates_from_the_unconditional_prediction() -> None:
@@ -156,7 +158,7 @@ def test_guidance_extrapolates_from_the_unconditional_prediction() -> None:
     guided = Guided(lambda x, t: conditional, lambda x, t: unconditional, 7.5)
     expected = unconditional + 7.5 * (conditional - unconditional)
     torch.testing.assert_close(guided(conditional, torch.zeros(2)), expected)
-    scheduler = build_flow_scheduler(1.0, "trailing")
-    noised = noised_start(scheduler, toy_latents(), toy_latents(seed=4), 4, 1)
-    path = unroll(guided, scheduler, noised, [0], [], record=False)
+    sampler = build_flow_sampler(1.0, "trailing")
+    noised = noised_start(sampler, toy_latents(), toy_latents(seed=4), 4, 1)
+    path = unroll(guided, sampler, noised, [0], [], record=False)
     torch.testing.assert_close(path.steps[0].output, expected)

@@ -32,7 +32,7 @@ def test_memory_and_file_handles_stay_flat(tmp_path: Path) -> None:
         watch.examine(report)
         net.zero_grad()
         if step % 50 == 0:
-            state.write(state.capture(turn, step), tmp_path)
+            state.write(state.capture(turn, turn.config, step), tmp_path)
         memory.append(resident_megabytes())
         handles.append(len(list(HANDLES.iterdir())))
     growth = max(memory[SETTLED:]) - memory[SETTLED]

@@ -44,7 +44,7 @@ class Loop:
 
 
 def tensors(turn: AdversarialTurn) -> dict[str, torch.Tensor]:
-    return state.capture(turn).tensors
+    return state.capture(turn, turn.config).tensors
 
 
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -56,7 +56,7 @@ def test_three_steps_and_three_resumed_ones_are_six(tmp_path: Path) -> None:
     whole, half, resumed = Loop(), Loop(), Loop()
     losses = whole.run(6)
     assert half.run(3) == losses[:3]
-    state.write(state.capture(half.turn, half.step), tmp_path)
+    state.write(state.capture(half.turn, half.turn.config, half.step), tmp_path)
     resumed.net.load_state_dict(half.net.state_dict())
     resumed.optimizer.load_state_dict(half.optimizer.state_dict())
     read = state.read(tmp_path, resumed.turn.config, resumed.turn.discriminator)
@@ -72,7 +72,7 @@ def test_three_steps_and_three_resumed_ones_are_six(tmp_path: Path) -> None:
 def test_a_state_holds_every_part_and_the_manifest_says_whose_it_is(tmp_path: Path) -> None:
     loop = Loop()
     loop.run(3)
-    state.write(state.capture(loop.turn, 3), tmp_path)
+    state.write(state.capture(loop.turn, loop.turn.config, 3), tmp_path)
     saved = load_file(tmp_path / state.TENSORS)
     prefixes = {name.split(".")[0] + "." for name in saved}
     assert prefixes == {state.HEADS, state.MOMENTS, state.BALANCE, state.GENERATORS}
@@ -83,7 +83,7 @@ def test_a_state_holds_every_part_and_the_manifest_says_whose_it_is(tmp_path: Pa
 
 def test_a_state_from_before_the_first_turn_restores(tmp_path: Path) -> None:
     fresh, other = toy_turn(), toy_turn()
-    state.write(state.capture(fresh), tmp_path)
+    state.write(state.capture(fresh, fresh.config), tmp_path)
     state.restore(other, state.read(tmp_path, other.config, other.discriminator))
     assert_same(tensors(fresh), tensors(other))
 
@@ -92,7 +92,7 @@ def test_a_state_from_before_the_first_turn_restores(tmp_path: Path) -> None:
 def saved(tmp_path: Path) -> Path:
     loop = Loop()
     loop.run(2)
-    state.write(state.capture(loop.turn, 2), tmp_path)
+    state.write(state.capture(loop.turn, loop.turn.config, 2), tmp_path)
     return tmp_path
 
 
@@ -164,7 +164,7 @@ from adt_plugin.core.run import state
 from toys import toy_turn
 turn = toy_turn()
 for turn.turns in itertools.count(1):
-    state.write(state.capture(turn, turn.turns), Path(sys.argv[1]))
+    state.write(state.capture(turn, turn.config, turn.turns), Path(sys.argv[1]))
     print(turn.turns, flush=True)
 """
 
@@ -186,4 +186,4 @@ def test_a_killed_process_leaves_the_last_state_loadable(tmp_path: Path) -> None
 def test_the_manifest_names_a_local_backbone_without_its_path(tmp_path: Path) -> None:
     folder = tmp_path / "my_backbone"
     folder.mkdir()
-    assert state.Manifest.of(ADTConfig(backbone=str(folder))).backbone == "my_backbone"
+    assert state.Manifest.from_config(ADTConfig(backbone=str(folder))).backbone == "my_backbone"

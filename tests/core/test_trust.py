@@ -12,10 +12,12 @@ import toml
 import torch
 from diffusers import AutoencoderTiny
 
-from adt_plugin.core.config import ADTConfig, ConfigError
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.discriminator import load_backbone
+from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.images.decoding import load_tiny_decoder
 from adt_plugin.core.run import state
+from adt_plugin.options import metadata
 from toys import toy_turn
 
 SHELL = "a b; touch pwned; $(touch pwned) `touch pwned` & 'x"
@@ -94,7 +96,7 @@ def test_a_path_from_a_toml_file_is_a_path_and_nothing_else(
     heads = tmp_path / SHELL / "heads"
     heads.mkdir()
     turn = toy_turn()
-    state.write(state.capture(turn), heads)
+    state.write(state.capture(turn, turn.config), heads)
     (tmp_path / "adt.toml").write_text(
         toml.dumps({"adt_backbone": str(backbone), "adt_decoder": str(decoder), "adt_disc_weights": str(heads)})
     )
@@ -104,10 +106,10 @@ def test_a_path_from_a_toml_file_is_a_path_and_nothing_else(
     assert load_tiny_decoder(config.decoder, 4)
     assert state.read(Path(config.disc_weights), turn.config, turn.discriminator)
     assert not list(tmp_path.rglob("pwned"))
-    metadata = config.metadata()
-    assert (metadata["ss_adt_backbone"], metadata["ss_adt_decoder"], metadata["ss_adt_disc_weights"]) == (
+    saved = metadata(config)
+    assert (saved["ss_adt_backbone"], saved["ss_adt_decoder"], saved["ss_adt_disc_weights"]) == (
         "dino",
         "decoder",
         "heads",
     )
-    assert not any(str(tmp_path) in value for value in metadata.values())
+    assert not any(str(tmp_path) in value for value in saved.values())

@@ -10,8 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from adt_plugin.core.config import ADTConfig, ConfigError
-from adt_plugin.core.turn import STAGES, AdversarialTurn, start_range
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.report import STAGES
+from adt_plugin.core.schedule import start_range
+from adt_plugin.core.turn import AdversarialTurn
 from toys import ToyDenoiser, diffusion_backward, toy_decode, toy_latents, toy_turn
 
 
@@ -51,7 +54,7 @@ def test_in_the_warmup_and_with_weight_zero_only_the_discriminator_trains(option
     heads = [p.clone() for p in turn.discriminator.parameters()]
     before, after, report = one_step(turn, net)
     assert torch.equal(before, after)
-    assert report.grad_norm == 0 and report.masked == [] and report.step_grad_norms == []
+    assert report.grad_norm == 0 and report.grad_positions == [] and report.step_grad_norms == []
     assert not all(torch.equal(a, b) for a, b in zip(heads, turn.discriminator.parameters(), strict=True))
 
 
@@ -132,11 +135,11 @@ def test_a_range_without_a_start_names_the_flags() -> None:
 def test_only_timesteps_in_the_trained_range_carry_gradient() -> None:
     turn, net = toy_turn(grad_mask="all", start_min=1.0), ToyDenoiser()
     turn.timestep_range = (200, 500)  # the grid is 801, 601, 401, 201, 1
-    assert one_step(turn, net)[2].masked == [2, 3]
+    assert one_step(turn, net)[2].grad_positions == [2, 3]
     turn.timestep_range = (900, 1000)
     usual = turn.balance.adversarial.value.clone()
     before, after, report = one_step(turn, net)
-    assert report.masked == [] and torch.equal(before, after) and not report.skipped
+    assert report.grad_positions == [] and torch.equal(before, after) and not report.skipped
     assert torch.equal(turn.balance.adversarial.value, usual)  # a turn without a gradient is not remembered as a small one
 
 
@@ -234,7 +237,7 @@ def test_the_unary_ablation_runs() -> None:
 def test_a_step_norm_is_reported_for_every_step_walked() -> None:
     report = one_step(toy_turn(start_min=1.0, grad_steps=1), ToyDenoiser())[2]
     assert len(report.step_grad_norms) == report.start == 5
-    assert report.step_grad_norms[report.masked[0]] == pytest.approx(report.grad_norm_raw)
+    assert report.step_grad_norms[report.grad_positions[0]] == pytest.approx(report.grad_norm_raw)
     assert report.step_grad_norms[0] > report.step_grad_norms[-1]  # the early steps weigh more (method.md)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import toml
 
-from adt_plugin.core.config import ADTConfig, ConfigError
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.errors import ConfigError
 from adt_plugin.host import checks
 from adt_plugin.host.families import FAMILIES, FLUX, SD, SD3, SDXL, Family
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.core.config import ADTConfig, ConfigError
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.errors import ConfigError
 from adt_plugin.host import conventions, schedules
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.families import FAMILIES, FLUX, HUNYUAN, LUMINA, SD, SD3, Family

@@ -11,7 +11,7 @@ from adtruns import assert_trained_with_adt
 from diffusers import AutoencoderTiny
 from torch import nn
 
-from adt_plugin.core.config import ConfigError
+from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.images.decoding import LatentDecoder, LatentFormat, load_tiny_decoder, pixels_of, resolve_dtype
 from tinyhost.models import HostModel, seeded
 from tinyhost.run import TinyRun

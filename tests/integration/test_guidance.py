@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.core.config import ConfigError
+from adt_plugin.core.errors import ConfigError
 from adt_plugin.host import conventions, guidance
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.guidance import Guidance

@@ -75,7 +75,7 @@ def test_weight_norms_are_bounded_after_every_step(run_tiny: TinyRun, adt_option
 
 
 def test_a_schedule_free_optimizers_turn_sees_the_weights_to_train_with(watched: Any) -> None:
-    """The host switches to the averaged weights around every saving, and back."""
+    """The host switches to the all_reduce_mean weights around every saving, and back."""
     run, notes = watched("--optimizer_type", "AdamWScheduleFree", "--save_every_n_steps", "1")
     assert len(notes["modes"]) == 4 and all(modes and all(modes) for modes in notes["modes"])
     assert len(notes["stepped"]) == 4 and all(norm > 0 for norm in notes["stepped"])

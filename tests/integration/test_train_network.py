@@ -11,7 +11,7 @@ from adtruns import NUMBERS, assert_same_weights, assert_trained_with_adt, rows
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adt_plugin.core.config import option_names
+from adt_plugin.options import option_names
 from tinyhost.models import HostModel
 from tinyhost.run import BUCKETS, CompletedRun, TinyRun
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 def at_least_float32(value: Tensor) -> Tensor:
-    """The value in float32, or as it is in float64."""
+    """Return the value in float32, or as it is in float64."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
-class RunningMean:
+class EMA:
     """Exponential moving average of a scalar tensor, bias-corrected (as Adam's), on the tensor's own device."""
 
     def __init__(self, decay: float = 0.95) -> None:
@@ -24,7 +24,7 @@ class RunningMean:
         self.correction: Tensor | None = None
 
     def update(self, value: Tensor) -> None:
-        """Add a 0-dim value; a non-finite one leaves the mean as it is."""
+        """Add a 0-dim value; a non-finite one leaves the average as it is."""
         value = at_least_float32(value.detach())
         if self.total is None or self.correction is None:
             self.total, self.correction = torch.zeros_like(value), torch.zeros_like(value)
@@ -34,7 +34,7 @@ class RunningMean:
 
     @property
     def value(self) -> Tensor | None:
-        """The mean (0 before the first finite value), or None before the first value."""
+        """The average (0 before the first finite value), or None before the first value."""
         if self.total is None or self.correction is None:
             return None
         return self.total / self.correction.clamp_min(torch.finfo(self.correction.dtype).tiny)
@@ -44,26 +44,31 @@ class GradientBalance:
     """Scales dL_adv/do so that its norm is `weight` times that of dL_diff/do.
 
     Modes (`--adt_balance`):
-        ratio: every turn exactly `weight` times the running diffusion norm.
-        cap: the same on the average of turns; a turn with a smaller gradient than usual keeps it small, so that a weak or
-            useless discriminator is never amplified by a single turn.
+        ratio: every turn's norm is exactly `weight` times the average diffusion norm.
+        cap: a turn of average norm is scaled to that; one with a smaller gradient than the average stays smaller in
+            proportion, so that a discriminator with nothing to say is not amplified.
         none: the plain factor `weight` (lambda in the paper's notation).
-    In every mode the result is bounded to `max_ratio` times the running diffusion norm.
+    In every mode the result is bounded to `max_ratio` times the average diffusion norm.
+
+    Args:
+        mode: one of the above.
+        weight: >= 0.
+        max_ratio: >= 0.
     """
 
     def __init__(self, mode: str, weight: float, max_ratio: float) -> None:
         self.mode, self.weight, self.max_ratio = mode, weight, max_ratio
-        self.diffusion, self.adversarial = RunningMean(), RunningMean()
+        self.diffusion, self.adversarial = EMA(), EMA()
 
     def scale(self, norm: Tensor) -> Tensor:
-        """The factor for an adversarial gradient of this norm (0-dim); 0 for a non-finite one.
+        """Return the factor for an adversarial gradient of this norm (0-dim); 0 for a non-finite one.
 
         Raises:
             RuntimeError: no diffusion gradient has been seen yet, though the mode or the bound needs one.
         """
         self.adversarial.update(norm)
-        diffusion, usual = self.diffusion.value, self.adversarial.value
-        assert usual is not None  # just updated
+        diffusion, average = self.diffusion.value, self.adversarial.value
+        assert average is not None  # just updated
         if diffusion is None and self.mode != "none":
             raise RuntimeError(
                 "no diffusion gradient seen: call AdversarialTurn.watch(prediction) before the diffusion loss's backward"
@@ -73,7 +78,7 @@ class GradientBalance:
         if self.mode == "none" or diffusion is None:
             factor = torch.full_like(norm, self.weight)
         else:
-            reference = norm if self.mode == "ratio" else torch.maximum(norm, usual)
+            reference = norm if self.mode == "ratio" else torch.maximum(norm, average)
             factor = self.weight * diffusion / reference.clamp_min(tiny)
         if diffusion is not None:
             factor = torch.minimum(factor, self.max_ratio * diffusion / norm.clamp_min(tiny))

@@ -15,13 +15,13 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def _uniform(images: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """One draw per image, `(B, 1, 1, 1)` on the images' device."""
+    """Draw once per image, `(B, 1, 1, 1)` on the images' device."""
     draw = torch.rand(len(images), 1, 1, 1, generator=generator) * (high - low) + low
     return draw.to(images.device, images.dtype, non_blocking=True)
 
 
 def _offsets(images: Tensor, reach_y: int, reach_x: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Integer draws in [-reach, reach] per image, two of shape `(B, 1)`."""
+    """Draw integers in [-reach, reach] for every image, two of shape `(B, 1)`."""
     dy = torch.randint(-reach_y, reach_y + 1, (len(images), 1), generator=generator)
     dx = torch.randint(-reach_x, reach_x + 1, (len(images), 1), generator=generator)
     return dy.to(images.device, non_blocking=True), dx.to(images.device, non_blocking=True)
@@ -37,7 +37,7 @@ def _moved(images: Tensor, dy: Tensor, dx: Tensor) -> Tensor:
 
 
 def color(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Brightness by up to 0.25, saturation and contrast by factors from 0.5 to 1.5."""
+    """Change brightness by up to 0.25, saturation and contrast by factors from 0.5 to 1.5."""
     images = images + _uniform(images, -0.25, 0.25, generator)
     grey = images.mean(1, keepdim=True)
     images = grey + (images - grey) * _uniform(images, 0.5, 1.5, generator)
@@ -93,6 +93,7 @@ class Augment:
         self.generator, self.noise = generator, noise
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Return augmented images, each with its own draws."""
         for augmentation in self.chosen:
             images = augmentation(images, self.generator)
         if self.noise == 0:

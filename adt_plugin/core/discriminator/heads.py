@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.core.distributed import averaged
+from adt_plugin.core.distributed import all_reduce_mean
 
 
 class Standardize(nn.Module):
     """Per-channel standardisation with statistics of real features, collected over the first `updates` batches.
 
     Backbone channels differ in scale by orders of magnitude; the similarity of raw features is blind to most of them
-    (ours; method.md, leads for defaults).
+    (ours; docs/method.md, what the heads see).
     """
 
     mean: Tensor
@@ -32,7 +32,7 @@ class Standardize(nn.Module):
         """
         if self.seen >= self.updates:
             return
-        mean, square = (averaged(values.mean((0, 2, 3)).to(self.mean.dtype)) for values in (features, features.square()))
+        mean, square = (all_reduce_mean(values.mean((0, 2, 3)).to(self.mean.dtype)) for values in (features, features.square()))
         if not (mean.isfinite() & square.isfinite()).all():
             return
         share = 1.0 / (self.seen + 1)
@@ -41,7 +41,7 @@ class Standardize(nn.Module):
         self.seen += 1
 
     def get_extra_state(self) -> Tensor:
-        """The number of batches seen: part of the state dict, but no device value that a turn would wait for."""
+        """Return the number of batches seen: part of the state dict, but no device value that a turn would wait for."""
         return torch.tensor(self.seen)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -49,7 +49,7 @@ class Standardize(nn.Module):
         self.seen = int(state)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`(B, C, h, w)` -> the same shape, about zero mean and unit variance per channel."""
+        """Return features `(B, C, h, w)` with about zero mean and unit variance per channel."""
         std = (self.square - self.mean.square()).clamp_min(1e-6).sqrt()
         return (features - self.mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
 
@@ -72,4 +72,6 @@ class Head(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.layers(self.standardize(features))
+        """Return the embedding."""
+        embedding: Tensor = self.layers(self.standardize(features))
+        return embedding

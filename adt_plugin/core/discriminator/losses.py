@@ -1,16 +1,43 @@
-"""Adversarial losses on pair scores `(B,)`."""
+"""Adversarial losses on pair scores `(B,)`, by name. A new loss is an entry in `LOSSES`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
-def discriminator_hinge(score_real: Tensor, score_gen: Tensor) -> Tensor:
-    """L_D = mean relu(1 - D(real pair)) + mean relu(1 + D(gen pair)); 2 at chance, 0 when both margins hold."""
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """Both sides of an adversarial game.
+
+    Attributes:
+        discriminator: (scores of real pairs, scores of generated pairs) -> L_D, 0-dim.
+        generator: scores of generated pairs -> L_G, 0-dim.
+        chance: L_D of a discriminator that gives every pair the score 0.
+        won: L_D at or below which the discriminator tells all pairs apart and has no gradient left.
+    """
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor], Tensor]
+    chance: float
+    won: float
+
+    def is_won(self, loss_d: float) -> bool:
+        """Return whether the discriminator tells all pairs apart."""
+        return loss_d <= self.won
+
+
+def hinge_discriminator_loss(score_real: Tensor, score_gen: Tensor) -> Tensor:
+    """Return L_D = mean relu(1 - D(real pair)) + mean relu(1 + D(gen pair)) (arXiv 1705.02894)."""
     return F.relu(1 - score_real).mean() + F.relu(1 + score_gen).mean()
 
 
-def generator_loss(score_gen: Tensor) -> Tensor:
-    """L_G = - mean D(gen, real)."""
+def mean_generator_loss(score_gen: Tensor) -> Tensor:
+    """Return L_G = - mean D(gen, real)."""
     return -score_gen.mean()
+
+
+LOSSES = {"hinge": AdversarialLoss(hinge_discriminator_loss, mean_generator_loss, chance=2.0, won=0.0)}

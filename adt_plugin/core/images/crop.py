@@ -1,4 +1,4 @@
-"""A random window of the image, so that the decoder and the discriminator work on a part of it (`--adt_decode_crop`)."""
+"""A random crop of the image, so that the decoder and the discriminator work on a part of it (`--adt_decode_crop`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Window:
+class Crop:
     """A rectangle of latents, for all images of a batch alike; the unit of all four numbers is one latent."""
 
     top: int
@@ -17,15 +17,15 @@ class Window:
     height: int
     width: int
 
-    def of(self, maps: Tensor, scale: int = 1) -> Tensor:
-        """The window of `(B, C, H, W)`, which has `scale` pixels to a latent along each side."""
+    def apply(self, maps: Tensor, scale: int = 1) -> Tensor:
+        """Cut the crop out of maps `(B, C, H, W)` that have `scale` pixels to a latent along each side."""
         rows = slice(self.top * scale, (self.top + self.height) * scale)
         columns = slice(self.left * scale, (self.left + self.width) * scale)
         return maps[..., rows, columns]
 
 
-def draw_window(height: int, width: int, side: int, generator: torch.Generator) -> Window:
-    """A window of `side` x `side` latents, anywhere with equal probability; a side shorter than that is taken whole.
+def draw_crop(height: int, width: int, side: int, generator: torch.Generator) -> Crop:
+    """Draw a crop of `side` x `side` latents, anywhere with equal probability; a side shorter than that is taken whole.
 
     Args:
         height, width: of the image, in latents.
@@ -33,9 +33,9 @@ def draw_window(height: int, width: int, side: int, generator: torch.Generator) 
         generator: CPU generator; nothing is drawn for a side that is taken whole.
     """
     rows, columns = (min(side or length, length) for length in (height, width))
-    return Window(_offset(height - rows, generator), _offset(width - columns, generator), rows, columns)
+    return Crop(_offset(height - rows, generator), _offset(width - columns, generator), rows, columns)
 
 
 def _offset(room: int, generator: torch.Generator) -> int:
-    """Uniform in 0..room."""
+    """Draw uniformly from 0..room."""
     return int(torch.randint(room + 1, (1,), generator=generator)) if room else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adt_plugin.core.config import OWN_DECODER, ConfigError
+from adt_plugin.core.config import OWN_DECODER
+from adt_plugin.core.errors import ConfigError
 
 LARGE = 512 * 512
 """Pixels of an image whose decoder's graph is worth more than a second decode (ours: about 0.5 GB in bf16)."""
+
+
+Blocks = Callable[[Any], Iterable[nn.Module]]
+"""Finds the parts of a decoder that are worth checkpointing."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +40,8 @@ class LatentFormat:
     pixels: int = 8
 
 
-def autoencoder_format(vae: Any) -> LatentFormat:
-    """FLUX's autoencoder, also Lumina's: its `encode` has scaled already."""
-    return LatentFormat(vae.scale_factor, vae.shift_factor)
-
-
-def qwen_format(vae: Any) -> LatentFormat:
-    """Qwen-Image's: a mean and a deviation per channel; a video decoder, or its variant for images alone."""
-    mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in (vae.latents_mean, vae.latents_std))
-    convolution = next(parameter for parameter in vae.decoder.parameters() if parameter.ndim >= 4)
-    return LatentFormat(1 / deviation, mean, frames=convolution.ndim == 5)
-
-
 class LatentDecoder(nn.Module):
-    """Latents as the denoiser sees them to images.
+    """A VAE's decoder, for latents as the denoiser sees them.
 
     Gradient checkpointing keeps the decode's backward small. The output is not clamped: a clamped pixel has no gradient.
 
@@ -56,27 +49,28 @@ class LatentDecoder(nn.Module):
         decoder: of a VAE; frozen here.
         post_quant_conv: of the same, None if it has none.
         latent_format: of the denoiser's latents.
+        blocks: finds the parts of the decoder that are worth checkpointing.
     """
 
-    def __init__(self, decoder: Any, post_quant_conv: Any, latent_format: LatentFormat) -> None:
+    def __init__(self, decoder: Any, post_quant_conv: Any, latent_format: LatentFormat, blocks: Blocks | None = None) -> None:
         super().__init__()
         self.decoder, self.post_quant_conv = decoder, post_quant_conv
-        for block in blocks_of(self.decoder):
+        for block in (blocks or diffusers_blocks)(self.decoder):
             checkpoint_block(block)
         self.latent_format = latent_format
         self.eval().requires_grad_(False)
 
     @classmethod
-    def copied_from(cls, vae: Any, latent_format: LatentFormat) -> LatentDecoder:
-        """A private copy of a VAE's decoder: the host moves, casts and uses its own as it likes.
+    def copied_from(cls, vae: Any, latent_format: LatentFormat, blocks: Blocks | None = None) -> LatentDecoder:
+        """Copy a VAE's decoder, so that its owner can move, cast and use the original as it likes.
 
         Args:
             vae: has a `decoder`, and a `post_quant_conv` or not.
         """
-        return cls(copy.deepcopy(vae.decoder), copy.deepcopy(getattr(vae, "post_quant_conv", None)), latent_format)
+        return cls(copy.deepcopy(vae.decoder), copy.deepcopy(getattr(vae, "post_quant_conv", None)), latent_format, blocks)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """`(B, C, h, w)` -> `(B, 3, H, W)` in float32, about [-1, 1]; one image after another.
+        """Decode `(B, C, h, w)` to `(B, 3, H, W)` in float32, about [-1, 1]; one image after another.
 
         Of several large images nothing is kept for backward but their latents: each is decoded again when its gradient is
         due, so that no more than one graph is alive.
@@ -84,16 +78,17 @@ class LatentDecoder(nn.Module):
         large = latents.shape[-2] * latents.shape[-1] * self.latent_format.pixels**2 >= LARGE
         again = large and len(latents) > 1 and torch.is_grad_enabled()
         decode = partial(checkpoint, self._decoded, use_reentrant=False) if again else self._decoded
-        return torch.cat([decode(image) for image in latents.split(1)])
+        return torch.cat([decode(image) for image in torch.split(latents, 1)])
 
     def _decoded(self, latents: Tensor) -> Tensor:
         z = self.unscaled(latents).to(next(self.decoder.parameters()).dtype)
         z = z.unsqueeze(2) if self.latent_format.frames else z
-        images = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
-        return (images.squeeze(2) if self.latent_format.frames else images).float()
+        images: Tensor = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        images = images.squeeze(2) if self.latent_format.frames else images
+        return images.float()
 
     def unscaled(self, latents: Tensor) -> Tensor:
-        """The VAE's own z of the denoiser's latents."""
+        """Return the VAE's own z of the denoiser's latents."""
         scale, shift = (
             value.to(latents) if isinstance(value, Tensor) else value
             for value in (self.latent_format.scale, self.latent_format.shift)
@@ -111,20 +106,21 @@ class TinyDecoder(nn.Module):
     def __init__(self, tiny: Any) -> None:
         super().__init__()
         self.decoder: Any = tiny.decoder
-        for block in blocks_of(self.decoder):
+        for block in tiny_blocks(self.decoder):
             checkpoint_block(block)
         self.latent_format = LatentFormat(tiny.config.scaling_factor, tiny.config.shift_factor, pixels=pixels_of(tiny))
         self.eval().requires_grad_(False)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """`(B, C, h, w)` -> `(B, 3, H, W)` in float32, about [-1, 1]."""
+        """Decode `(B, C, h, w)` to `(B, 3, H, W)` in float32, about [-1, 1]."""
         z = latents / self.latent_format.scale + self.latent_format.shift
-        return self.decoder(z.to(next(self.decoder.parameters()).dtype)).float()
+        images: Tensor = self.decoder(z.to(next(self.decoder.parameters()).dtype))
+        return images.float()
 
 
 def pixels_of(tiny: Any) -> int:
-    """Pixels of the image to one latent: every block of the decoder but the last doubles them."""
-    return 2 ** (len(tiny.config.num_decoder_blocks) - 1)
+    """Return the image's pixels to one latent: every block of the decoder but the last doubles them."""
+    return 1 << (len(tiny.config.num_decoder_blocks) - 1)
 
 
 def load_tiny_decoder(folder: str, channels: int) -> TinyDecoder:
@@ -157,23 +153,20 @@ def load_tiny_decoder(folder: str, channels: int) -> TinyDecoder:
     return TinyDecoder(tiny)
 
 
-def blocks_of(decoder: Any) -> Iterator[nn.Module]:
-    """The parts that are worth checkpointing, in each of three layouts: diffusers', the original (mid, up), and TAESD's."""
-    if hasattr(decoder, "up_blocks"):
-        levels = [level for level in (getattr(decoder, "mid_block", None), *decoder.up_blocks) if level is not None]
-        for level in levels:
-            lists = [child for child in level.children() if isinstance(child, nn.ModuleList)]
-            yield from (block for blocks in lists for block in blocks if block is not None)
-            if not lists:
-                yield level
-    elif hasattr(decoder, "up"):
-        yield from decoder.mid.children()
-        for level in decoder.up:
-            yield from level.block
-            if hasattr(level, "upsample"):
-                yield level.upsample
-    elif hasattr(decoder, "layers"):
-        yield from (layer for layer in decoder.layers if any(True for _ in layer.children()))
+def diffusers_blocks(decoder: Any) -> Iterator[nn.Module]:
+    """Yield the blocks of a decoder in the layout of diffusers; none for another layout."""
+    for level in (getattr(decoder, "mid_block", None), *getattr(decoder, "up_blocks", ())):
+        if level is None:
+            continue
+        lists = [child for child in level.children() if isinstance(child, nn.ModuleList)]
+        yield from (block for blocks in lists for block in blocks if block is not None)
+        if not lists:
+            yield level
+
+
+def tiny_blocks(decoder: Any) -> Iterator[nn.Module]:
+    """Yield the blocks of a TAESD's decoder."""
+    yield from (layer for layer in decoder.layers if any(True for _ in layer.children()))
 
 
 def checkpoint_block(block: nn.Module) -> None:
@@ -192,7 +185,7 @@ def checkpoint_block(block: nn.Module) -> None:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`--adt_decode_dtype` as a torch dtype; never fp16, in which SDXL's VAE overflows."""
+    """Return `--adt_decode_dtype` as a torch dtype; never fp16, in which SDXL's VAE overflows."""
     if name == "auto":
         # Not torch.cuda.is_bf16_supported, which counts emulation on older cards.
         has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -22,7 +22,7 @@ class Offload:
 
     @contextmanager
     def resident(self, device: torch.device) -> Iterator[None]:
-        """The modules lie on this device inside, and where they were afterwards, also after an error.
+        """Put the modules on this device inside, and back where they were afterwards, also after an error.
 
         Nothing is copied back: the weights are frozen, so the ones at home are still good.
         """

@@ -1,0 +1,1 @@
+"""What a run keeps and shows: its state on disk, its health, its rows and pictures."""

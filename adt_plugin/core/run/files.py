@@ -10,12 +10,12 @@ from pathlib import Path
 
 @contextmanager
 def replacement(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to, which takes its place if the block ends without an error.
+    """Give a temporary name beside `path` to write to, which takes its place if the block ends without an error.
 
     An interruption leaves neither half a file under the final name nor the temporary one. The folder is made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
         temporary.replace(path)
@@ -23,7 +23,9 @@ def replacement(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 text by way of `replacement`."""
-    with replacement(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write bytes, or text as UTF-8, by way of `replacement`; on the disk before the file takes its name."""
+    with replacement(path) as temporary, temporary.open("wb") as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from adt_plugin.core.distributed import rank, true_everywhere
+from adt_plugin.core.discriminator.losses import LOSSES, AdversarialLoss
+from adt_plugin.core.distributed import all_processes_agree, rank
+from adt_plugin.core.errors import AdtError
 
 if TYPE_CHECKING:
-    from adt_plugin.core.turn import TurnReport
+    from adt_plugin.core.report import TurnReport
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 50
-"""Turns in a row before a one-sided game is said (ours)."""
+"""Turns in a row before a one-sided game is reported (ours)."""
 
 WON = (
     "the discriminator has told every pair apart for %d turns, so that its gradient says little: lower --adt_disc_lr, or "
@@ -28,7 +30,7 @@ LOST = (
 )
 
 
-class BadTurnsError(RuntimeError):
+class BadTurnsError(AdtError, RuntimeError):
     """Too many turns in a row were not finite; the message is the diagnosis."""
 
 
@@ -37,10 +39,11 @@ class Health:
 
     Args:
         max_bad_turns: so many turns in a row that are not finite end the run; 0 lets it go on.
+        loss: of the game, which knows when it is won.
     """
 
-    def __init__(self, max_bad_turns: int) -> None:
-        self.max_bad_turns = max_bad_turns
+    def __init__(self, max_bad_turns: int, loss: AdversarialLoss = LOSSES["hinge"]) -> None:
+        self.max_bad_turns, self.loss = max_bad_turns, loss
         self.bad_turns = self.bad_in_a_row = 0
         self.in_a_row = {WON: 0, LOST: 0}
 
@@ -54,7 +57,7 @@ class Health:
             self._count_bad(report)
             return
         self.bad_in_a_row = 0
-        self._note(WON, report.loss_d == 0.0)
+        self._note(WON, self.loss.is_won(report.loss_d))
         self._note(LOST, not report.warmup and report.score_gen > report.score_real)
 
     def _count_bad(self, report: TurnReport) -> None:
@@ -65,7 +68,7 @@ class Health:
             raise BadTurnsError(diagnosis(report, self.bad_in_a_row))
 
     def _note(self, warning: str, holds: bool) -> None:
-        """Count the turns in a row for which it holds; say it once, when they are many."""
+        """Count the turns in a row for which it holds; warn once, when they are many."""
         if self.in_a_row[warning] >= PATIENCE:
             return
         self.in_a_row[warning] = self.in_a_row[warning] + 1 if holds else 0
@@ -74,13 +77,13 @@ class Health:
 
 
 def _warn(message: str, *values: int) -> None:
-    """Once for all processes."""
+    """Log a warning once for all processes."""
     if rank() == 0:
         logger.warning(message, *values)
 
 
 def diagnosis(report: TurnReport, turns: int) -> str:
-    """Where the numbers stopped being finite, in any process, and what to turn."""
+    """Say where the numbers stopped being finite, in any process, and what to change."""
     if not _finite_everywhere(report.real):
         found, way = "decoded training images", "set --adt_decode_dtype fp32, or check the VAE and the cached latents"
     elif not _finite_everywhere(report.gen):
@@ -93,4 +96,4 @@ def diagnosis(report: TurnReport, turns: int) -> str:
 
 
 def _finite_everywhere(tensor: Tensor) -> bool:
-    return true_everywhere(tensor.isfinite().all())
+    return all_processes_agree(tensor.isfinite().all())

@@ -17,20 +17,28 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL import Image
 
-    from adt_plugin.core.turn import TurnReport
+    from adt_plugin.core.report import TurnReport
 
 logger = logging.getLogger(__name__)
 
 SHOWN = ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")
 """Fields of a report that go to the progress bar and the trackers, as `adt/<name>`."""
 
-ROW = ("turn", "warmup", *SHOWN, "masked", "grad_norm_raw", "grad_norm_diffusion", "step_grad_norms", "skipped", "seconds")
+ROW = (
+    *("turn", "warmup", *SHOWN, "grad_positions"),
+    *("grad_norm_raw", "grad_norm_diffusion", "step_grad_norms", "skipped", "seconds"),
+)
+"""Fields of a report that make a row."""
+
+KEYS = {"grad_positions": "masked"}
+"""Fields that have another name in a row: the file's format is older than theirs."""
+
 CAPTION_HEIGHT = 14
 MAX_PAIRS = 8
 
 
 def scalars(report: TurnReport) -> dict[str, float]:
-    """`adt/*` numbers of a report."""
+    """Return the `adt/*` numbers of a report."""
     return {f"adt/{name}": float(getattr(report, name)) for name in SHOWN}
 
 
@@ -61,7 +69,8 @@ class Monitor:
         Returns:
             The picture's path, if one was written.
         """
-        row = {key: value for key, value in ((name, getattr(report, name)) for name in ROW) if value != {}}
+        values = {KEYS.get(name, name): getattr(report, name) for name in ROW}
+        row = {key: value for key, value in values.items() if value != {}}
         self._append({"event": "turn", "step": step, **row})
         if self.pictures_every == 0 or report.turn % self.pictures_every:
             return None
@@ -88,7 +97,7 @@ class Monitor:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: such a number becomes null, at any depth."""
+    """Replace NaN and infinity, which JSON does not know, by None, at any depth."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -97,7 +106,7 @@ def _finite(value: Any) -> Any:
 
 
 def pair_picture(gen: Tensor, real: Tensor, scores: Tensor) -> Image.Image:
-    """A picture of up to 8 pairs in columns: generated above, real below, the pair's score as a caption.
+    """Draw up to 8 pairs in columns: generated above, real below, the pair's score as a caption.
 
     Args:
         gen, real: `(B, 3 or 1, H, W)` in [-1, 1]; values outside are clipped.
@@ -118,7 +127,7 @@ def pair_picture(gen: Tensor, real: Tensor, scores: Tensor) -> Image.Image:
 
 
 def _displayable(images: Tensor) -> Tensor:
-    """`(B, C, H, W)` in [-1, 1] -> `(B, H, W, 3)` uint8 on the CPU; very small images are enlarged to 64 pixels."""
+    """Convert `(B, C, H, W)` in [-1, 1] to `(B, H, W, 3)` uint8 on the CPU; very small images are enlarged to 64 pixels."""
     images = images.detach().float().cpu().nan_to_num().clamp(-1, 1)
     factor = -(-64 // images.shape[-1])
     images = F.interpolate(images, scale_factor=factor, mode="nearest") if factor > 1 else images

@@ -8,7 +8,6 @@ ever unpickled.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ from safetensors import SafetensorError, safe_open  # type: ignore[attr-defined]
 from safetensors.torch import save
 from torch import Tensor
 
-from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.diffusion.balance import RunningMean
+from adt_plugin.core.config import DiscriminatorConfig, without_folder
+from adt_plugin.core.diffusion.balance import EMA
 from adt_plugin.core.discriminator import Discriminator
 from adt_plugin.core.distributed import rank
+from adt_plugin.core.errors import AdtError
+from adt_plugin.core.run.files import write_atomically
 from adt_plugin.core.turn import AdversarialTurn
 
 FORMAT = "1"
@@ -33,7 +34,7 @@ IDENTITY = {"backbone": "backbone", "blocks": "blocks", "kind": "disc_type", "wi
 """Fields of a manifest that have to agree -> the options that they come from."""
 
 
-class StateError(ValueError):
+class StateError(AdtError, ValueError):
     """A state that cannot be used; the message says which, why, and the way out."""
 
 
@@ -57,10 +58,10 @@ class Manifest:
     step: int
 
     @classmethod
-    def of(cls, config: ADTConfig, turns: int = 0, step: int = 0) -> Manifest:
-        """Of a run with these options."""
-        said = config.metadata()
-        identity = {field: said[f"ss_adt_{option}"] for field, option in IDENTITY.items()}
+    def from_config(cls, config: DiscriminatorConfig, turns: int = 0, step: int = 0) -> Manifest:
+        """Return the manifest of a run with these options, so many turns and steps old."""
+        identity = {field: str(getattr(config, option)) for field, option in IDENTITY.items()}
+        identity["backbone"] = without_folder(identity["backbone"])
         return cls(format=FORMAT, turns=turns, step=step, **identity)
 
 
@@ -72,23 +73,28 @@ class State:
     manifest: Manifest
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin so, without that beginning."""
+        """Return the tensors whose names begin with `prefix`, by their names without it."""
         return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
 
 
-def capture(turn: AdversarialTurn, step: int = 0) -> State:
-    """Everything that a turn carries over to the next: heads, their AdamW moments, balance, generators, counter."""
+def capture(turn: AdversarialTurn, config: DiscriminatorConfig, step: int = 0) -> State:
+    """Copy everything that a turn carries over to the next: heads, their AdamW moments, balance, generators, counter.
+
+    Args:
+        config: of the discriminator, to be recognised by.
+        step: the optimizer step that comes next, from 0.
+    """
     discriminator = turn.discriminator
     tensors = {HEADS + name: tensor for name, tensor in discriminator.state_dict().items()}
     for name, parameter in discriminator.named_parameters():
         moments = turn.optimizer.state.get(parameter, {})
         tensors |= {f"{MOMENTS}{name}.{moment}": tensor for moment, tensor in moments.items()}
-    for name, mean in _means(turn).items():
-        if mean.total is not None and mean.correction is not None:
-            tensors |= {f"{BALANCE}{name}.total": mean.total, f"{BALANCE}{name}.correction": mean.correction}
+    for name, ema in _averages(turn).items():
+        if ema.total is not None and ema.correction is not None:
+            tensors |= {f"{BALANCE}{name}.total": ema.total, f"{BALANCE}{name}.correction": ema.correction}
     tensors |= {GENERATORS + name: generator.get_state() for name, generator in _generators(turn).items()}
     on_cpu = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return State(on_cpu, Manifest.of(turn.config, turn.turns, step))
+    return State(on_cpu, Manifest.from_config(config, turn.turns, step))
 
 
 def restore(turn: AdversarialTurn, state: State) -> None:
@@ -104,10 +110,10 @@ def restore(turn: AdversarialTurn, state: State) -> None:
             turn.optimizer.state[parameter] = {
                 moment: tensor.clone() if moment == "step" else tensor.to(parameter) for moment, tensor in moments.items()
             }
-    for name, mean in _means(turn).items():
+    for name, ema in _averages(turn).items():
         values = state.part(f"{BALANCE}{name}.")
         device = next(turn.discriminator.parameters()).device
-        mean.total, mean.correction = (values[key].to(device) if key in values else None for key in ("total", "correction"))
+        ema.total, ema.correction = (values[key].to(device) if key in values else None for key in ("total", "correction"))
     saved = state.part(GENERATORS)
     for offset, (name, generator) in enumerate(_generators(turn).items()):
         if rank() == 0 or name == "path":
@@ -118,18 +124,18 @@ def restore(turn: AdversarialTurn, state: State) -> None:
 
 
 def restore_heads(discriminator: Discriminator, state: State) -> None:
-    """The heads alone, with their statistics."""
+    """Load the heads alone, with their statistics."""
     discriminator.load_state_dict(state.part(HEADS))
 
 
 def write(state: State, folder: Path) -> None:
     """Write both files into a folder, replacing those of an earlier state."""
     manifest = json.dumps(asdict(state.manifest), indent=2)
-    _replace(folder / TENSORS, save(state.tensors, metadata={"manifest": manifest}))
-    _replace(folder / MANIFEST, manifest.encode())
+    write_atomically(folder / TENSORS, save(state.tensors, metadata={"manifest": manifest}))
+    write_atomically(folder / MANIFEST, manifest)
 
 
-def read(path: Path, config: ADTConfig, discriminator: Discriminator) -> State:
+def read(path: Path, config: DiscriminatorConfig, discriminator: Discriminator) -> State:
     """Read a state and check that it fits the run.
 
     Args:
@@ -154,10 +160,10 @@ def read(path: Path, config: ADTConfig, discriminator: Discriminator) -> State:
     return state
 
 
-def _check_identity(path: Path, found: Manifest, config: ADTConfig) -> None:
+def _check_identity(path: Path, found: Manifest, config: DiscriminatorConfig) -> None:
     if found.format != FORMAT:
         raise StateError(f"{path} has format {found.format}, this plugin reads {FORMAT}: use the version that saved it.")
-    expected = asdict(Manifest.of(config))
+    expected = asdict(Manifest.from_config(config))
     for field, option in IDENTITY.items():
         saved = asdict(found)[field]
         if saved != expected[field]:
@@ -178,19 +184,9 @@ def _check_shapes(path: Path, state: State, discriminator: Discriminator) -> Non
         )
 
 
-def _means(turn: AdversarialTurn) -> dict[str, RunningMean]:
+def _averages(turn: AdversarialTurn) -> dict[str, EMA]:
     return {"diffusion": turn.balance.diffusion, "adversarial": turn.balance.adversarial}
 
 
 def _generators(turn: AdversarialTurn) -> dict[str, torch.Generator]:
     return {"path": turn.path_generator, "noise": turn.noise_generator, "augment": turn.discriminator.generator}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is either the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,0 +1,64 @@
+"""The denoiser as the core sees it: a function of latents and timesteps, called so that a second call is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from adt_plugin.core.rng import seed_everything
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""`(x (B, C, h, w), t (B,)) -> prediction (B, C, h, w)`: noise, v or flow velocity, as the sampler is built for."""
+
+
+class Guided:
+    """A denoiser under classifier-free guidance, o = u + scale (c - u) (Ho & Salimans, arXiv 2207.12598).
+
+    As the weighted sum of two calls it is replayed part by part, so that guidance costs time, not memory; graphs that the
+    unroll keeps (`--adt_memory fast`) are two for each step.
+
+    Args:
+        conditional, unconditional: the same network with the prompt's and with the empty prompt's conditioning bound.
+        scale: guidance scale; 1 is the conditional prediction alone.
+    """
+
+    def __init__(self, conditional: Denoiser, unconditional: Denoiser, scale: float) -> None:
+        self.parts = ((scale, conditional), (1.0 - scale, unconditional))
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the guided prediction `(B, C, h, w)`."""
+        (weight, first), (other_weight, second) = self.parts
+        return weight * first(x, t) + other_weight * second(x, t)
+
+
+def parts_of(denoiser: Denoiser) -> tuple[tuple[float, Denoiser], ...]:
+    """Return (weight, call) pairs whose weighted sum is the denoiser's prediction."""
+    return denoiser.parts if isinstance(denoiser, Guided) else ((1.0, denoiser),)
+
+
+def call_seeded(denoiser: Denoiser, model_input: Tensor, timestep: Tensor, seed: int) -> Tensor:
+    """Call the denoiser with the global generators seeded, so that the same seed gives the same dropout.
+
+    Each part of a guided one is seeded alike: conditional and unconditional prediction come from the same network.
+    """
+    t = torch.full((len(model_input),), timestep.item(), dtype=timestep.dtype, device=model_input.device)
+    (weight, part), *others = parts_of(denoiser)
+    seed_everything(seed)
+    output = part(model_input, t)
+    if not others:
+        return output
+    output = weight * output
+    for weight, part in others:
+        seed_everything(seed)
+        output = output + weight * part(model_input, t)
+    return output
+
+
+def call_with_graph(denoiser: Denoiser, model_input: Tensor, timestep: Tensor, seed: int) -> Tensor:
+    """Call like `call_seeded`, with a graph from the parameters to the output whatever the surrounding grad mode."""
+    # A grad-requiring input: reentrant checkpointing gives outputs without grad otherwise.
+    model_input = model_input.detach().requires_grad_(True)
+    with torch.enable_grad():
+        return call_seeded(denoiser, model_input, timestep, seed)

@@ -1,0 +1,98 @@
+"""What a turn reports: its numbers, its images, and the seconds of its stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from adt_plugin.core.distributed import all_reduce_mean
+
+STAGES = ("unroll", "decode", "observe", "gradient", "replay", "discriminator")
+
+
+@dataclass
+class TurnReport:
+    """What happened in a turn; numbers are plain Python floats, and with several processes those of the global batch.
+
+    Attributes:
+        turn: counts from 1.
+        warmup: the discriminator trained alone.
+        start: s in 1..m, the number of steps unrolled.
+        grad_positions: positions in the unroll (0 is the first step walked) that carried gradient.
+        loss_g, loss_d: losses of the two sides.
+        score_real, score_gen: mean scores of positive and negative pairs.
+        grad_norm: of the adversarial gradient at the denoiser's output, as applied; 0 when none was.
+        grad_norm_raw: the same before balancing; grad_norm_diffusion: moving average of the diffusion loss's.
+        step_grad_norms: norm of dL_G/do_i for every step walked, before balancing; empty in the warm-up.
+        skipped: a gradient of either side was not finite, in any process, and both sides' were dropped in all.
+        seconds: wall time per stage, if the configuration asks for it.
+        gen, real, scores: `(B, 3, H, W)` images and per-pair scores of generated images `(B,)`, for pictures.
+    """
+
+    turn: int
+    warmup: bool
+    start: int
+    grad_positions: list[int]
+    loss_g: float
+    loss_d: float
+    score_real: float
+    score_gen: float
+    grad_norm: float
+    grad_norm_raw: float
+    grad_norm_diffusion: float
+    step_grad_norms: list[float]
+    skipped: bool
+    seconds: dict[str, float]
+    gen: Tensor = field(repr=False)
+    real: Tensor = field(repr=False)
+    scores: Tensor = field(repr=False)
+
+
+def fetch(values: Mapping[str, Tensor], vector: Tensor) -> tuple[dict[str, float], list[float]]:
+    """Average over all processes and fetch from the device, in one transfer.
+
+    Args:
+        values: 0-dim, by name.
+        vector: one-dimensional.
+
+    Returns:
+        The same values by name, and those of the vector, as Python numbers.
+    """
+    tensors = [*values.values(), *vector]
+    device = vector.device
+    numbers = all_reduce_mean(torch.stack([tensor.detach().float().to(device) for tensor in tensors])).tolist()
+    return dict(zip(values, numbers, strict=False)), numbers[len(values) :]
+
+
+class StageClock:
+    """Wall time per stage of a turn, on demand: it synchronises the device at every stage's ends.
+
+    Args:
+        enabled: False measures nothing and synchronises nothing.
+        device: whose queued work is waited for.
+    """
+
+    def __init__(self, enabled: bool, device: torch.device) -> None:
+        self.enabled, self.device = enabled, device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the block's wall time to the named stage."""
+        began = self.now()
+        try:
+            yield
+        finally:
+            if self.enabled:
+                self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - began
+
+    def now(self) -> float:
+        """Return seconds on a clock of unknown zero, after everything queued on the device has run."""
+        if self.enabled and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

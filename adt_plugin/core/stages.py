@@ -1,0 +1,56 @@
+"""Stages of a turn that need no more than their arguments, for turns and for whatever measures what turns cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from adt_plugin.core.discriminator import Discriminator, PairFeatures
+from adt_plugin.core.discriminator.losses import AdversarialLoss
+from adt_plugin.core.distributed import all_reduce_gradients
+from adt_plugin.core.images.crop import Crop
+
+Decode = Callable[[Tensor], Tensor]
+"""Latents `(B, C, h, w)` -> images `(B, 3, H, W)` in [-1, 1], differentiable."""
+
+
+def decode_real(decode: Decode, clean: Tensor, crop: Crop) -> Tensor:
+    """Decode the crop of the clean latents `(B, C, h, w)` without a graph: real = Dec(x_0)."""
+    with torch.no_grad():
+        return decode(crop.apply(clean))
+
+
+def decode_generated(decode: Decode, latents: Tensor, crop: Crop, with_graph: bool) -> Tensor:
+    """Decode the same crop of the unroll's last latents `(B, C, h, w)`: gen = Dec(x_0')."""
+    with torch.set_grad_enabled(with_graph):
+        return decode(crop.apply(latents))
+
+
+def score_generated(
+    discriminator: Discriminator, features: PairFeatures, loss: AdversarialLoss, with_graph: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the scores D(gen, real) `(B,)` and the generator's loss L_G, with a graph to the generated images if asked."""
+    with torch.set_grad_enabled(with_graph):
+        scores = discriminator.score_gen(features)
+        return scores, loss.generator(scores)
+
+
+def discriminator_gradients(
+    discriminator: Discriminator, features: PairFeatures, loss: AdversarialLoss
+) -> tuple[Tensor, Tensor]:
+    """Put the gradient of L_D, over the global batch, into the heads' parameters.
+
+    Args:
+        features: without a graph to the images.
+
+    Returns:
+        L_D and the mean score of real pairs, both 0-dim.
+    """
+    score_real, score_gen = discriminator.scores(features)
+    loss_d = loss.discriminator(score_real, score_gen)
+    discriminator.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss_d)
+    all_reduce_gradients(discriminator.parameters())
+    return loss_d.detach(), score_real.detach().mean()

@@ -1,0 +1,80 @@
+"""One batch of the host, from its noising to its backward pass: three states, each with all that is known in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from adt_plugin.core.report import StageClock
+from adt_plugin.host.calls import DenoiserCall
+from adt_plugin.host.conventions import Convention
+from adt_plugin.host.seams import SeamError
+
+
+@dataclass(frozen=True)
+class Idle:
+    """No batch: before the first noising, during a turn, and between a backward pass and the next noising."""
+
+
+@dataclass(frozen=True)
+class Noised:
+    """A batch, of training or of validation, whose clean latents are known.
+
+    Attributes:
+        latents: clean, `(B, C, h, w)`, without a graph.
+        clock: of the host's own work on this batch.
+        began: the clock's seconds at the noising.
+    """
+
+    latents: Tensor
+    clock: StageClock
+    began: float
+
+    @classmethod
+    def begin(cls, latents: Tensor, profile: bool) -> Noised:
+        """Start a batch, and its clock."""
+        clock = StageClock(profile, latents.device)
+        return cls(latents.detach(), clock, clock.now())
+
+    def predicted(
+        self,
+        module: nn.Module,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        convention: Convention,
+        autocast: Callable[[], Any],
+    ) -> Predicted:
+        """Return the batch after the host's call of its denoiser with these arguments.
+
+        Raises:
+            SeamError: the call's latents have another shape than those that were noised.
+        """
+        call = DenoiserCall.captured(module, args, kwargs, convention, autocast)
+        expected, found = convention.pack(self.latents).shape, getattr(call.latents, "shape", ())
+        if found != expected:
+            raise SeamError(f"the denoiser was called with {tuple(found)}, expected the latents' {tuple(expected)}")
+        return Predicted(self, call)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A batch of training: the host has called its denoiser with gradient.
+
+    Attributes:
+        noised: the batch before that call.
+        call: to be repeated by the turn.
+    """
+
+    noised: Noised
+    call: DenoiserCall
+
+    @property
+    def host_seconds(self) -> float:
+        """Wall time since the noising."""
+        return self.noised.clock.now() - self.noised.began
+
+
+Batch = Idle | Noised | Predicted

@@ -1,0 +1,69 @@
+"""The plugin's half of the host's saved states: `--save_state` and `--resume`.
+
+Accelerate's state hooks write and read files of the plugin's own inside the host's state folder. Nothing of the plugin is
+prepared or registered with the accelerator, so that a state resumes with the plugin and without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from adt_plugin.core.config import DiscriminatorConfig
+from adt_plugin.core.discriminator import Discriminator
+from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.run import state
+from adt_plugin.host.seams import Undo, ending_the_run
+
+logger = logging.getLogger(__name__)
+
+
+def on_save(accelerator: Any, capture: Callable[[], state.State]) -> Undo:
+    """Write what `capture` returns into every state folder that the host saves; on the main process alone."""
+
+    @ending_the_run
+    def save(models: Any, weights: Any, folder: str) -> None:
+        if accelerator.is_main_process:
+            state.write(capture(), Path(folder))
+
+    return _removing(accelerator.register_save_state_pre_hook(save))
+
+
+def on_load(accelerator: Any, read: Callable[[Path], None]) -> Undo:
+    """Call `read` with every state folder that the host resumes from, before it trains."""
+
+    @ending_the_run
+    def load(models: Any, folder: str) -> None:
+        read(Path(folder))
+
+    return _removing(accelerator.register_load_state_pre_hook(load))
+
+
+def _removing(handle: Any) -> Undo:
+    return lambda: handle.remove()
+
+
+def read_state(folder: Path, config: DiscriminatorConfig, discriminator: Discriminator) -> state.State | None:
+    """Read the plugin's part of a state folder; None, with a warning, where the state was saved without the plugin.
+
+    Raises:
+        StateError: it does not fit the run.
+    """
+    if not (folder / state.TENSORS).exists():
+        logger.warning("%s was saved without --adt: the discriminator starts anew, with its warm-up.", folder)
+        return None
+    return state.read(folder, config, discriminator)
+
+
+def load_heads(path: str, config: DiscriminatorConfig, discriminator: Discriminator) -> None:
+    """Load heads that were trained elsewhere (`--adt_disc_weights`); counter, optimizer and balance start anew.
+
+    Raises:
+        ConfigError: the file does not fit.
+    """
+    try:
+        state.restore_heads(discriminator, state.read(Path(path), config, discriminator))
+    except state.StateError as error:
+        raise ConfigError(f"--adt_disc_weights: {error}") from error

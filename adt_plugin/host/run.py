@@ -1,0 +1,171 @@
+"""One training run with `--adt`: everything that it owns, whole from the moment it exists."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from adt_plugin.core.config import NO_WEIGHTS, OWN_DECODER, ADTConfig
+from adt_plugin.core.diffusion.denoiser import Denoiser
+from adt_plugin.core.diffusion.gradient_path import Backward
+from adt_plugin.core.diffusion.samplers import Sampler
+from adt_plugin.core.discriminator import Discriminator, load_backbone
+from adt_plugin.core.images.decoding import LatentDecoder, TinyDecoder, load_tiny_decoder, resolve_dtype
+from adt_plugin.core.report import TurnReport
+from adt_plugin.core.rng import preserved_rng
+from adt_plugin.core.run.health import BadTurnsError, Health
+from adt_plugin.core.turn import AdversarialTurn
+from adt_plugin.host.batch import Predicted
+from adt_plugin.host.calls import DenoiserCall
+from adt_plugin.host.families import Family
+from adt_plugin.host.feedback import Feedback
+from adt_plugin.host.resume import load_heads
+
+Decoder = LatentDecoder | TinyDecoder
+
+Guide = Callable[[DenoiserCall, Callable[[DenoiserCall], Denoiser]], Denoiser]
+"""Binds a captured call as a denoiser, with guidance or without; the function given chooses how a call is made."""
+
+
+def unguided(call: DenoiserCall, denoiser: Callable[[DenoiserCall], Denoiser]) -> Denoiser:
+    """Bind a captured call alone."""
+    return denoiser(call)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The plugin's own networks, loaded before the host loads anything.
+
+    Attributes:
+        discriminator: with the weights that the options ask for.
+        tiny_decoder: None decodes with the run's own VAE.
+    """
+
+    discriminator: Discriminator
+    tiny_decoder: TinyDecoder | None
+
+    @classmethod
+    def load(cls, config: ADTConfig, family: Family) -> Models:
+        """Load them; the host's random state is left alone.
+
+        Raises:
+            ConfigError: the backbone, the decoder or the discriminator's weights cannot be loaded.
+        """
+        with preserved_rng():
+            backbone = load_backbone(config.backbone, config.block_indices)
+            discriminator = Discriminator.from_config(config, backbone)
+        if config.disc_weights != NO_WEIGHTS:
+            load_heads(config.disc_weights, config, discriminator)
+        own = config.decoder == OWN_DECODER
+        return cls(discriminator, None if own else load_tiny_decoder(config.decoder, family.latent_channels))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What turns of a run need.
+
+    Attributes:
+        config: the options.
+        accelerator: the host's.
+        denoiser: prepared by the host.
+        turn: with its sampler, decoder and discriminator on the run's device.
+        guide: binds a batch's call as a denoiser.
+        feedback: shows every turn.
+        health: looks at every turn.
+        folder, name: where and under what name the run saves.
+    """
+
+    config: ADTConfig
+    accelerator: Any
+    denoiser: nn.Module
+    turn: AdversarialTurn
+    guide: Guide
+    feedback: Feedback
+    health: Health
+    folder: Path
+    name: str
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor by which the host's backward pass multiplies its loss."""
+        scaler = self.accelerator.scaler
+        return float((scaler.get_scale() if scaler is not None else 1.0) / self.accelerator.gradient_accumulation_steps)
+
+    def make_turn(self, batch: Predicted, step: int, backward: Backward) -> None:
+        """Make a turn on a batch and show it.
+
+        Args:
+            step: the optimizer step that the batch belongs to, from 0.
+            backward: the host's own.
+
+        Raises:
+            BadTurnsError: too many turns in a row were not finite; the host's whole state has been saved.
+            SeamError: guidance was asked for, and the empty prompt has never been encoded.
+        """
+        host_seconds = batch.host_seconds
+        report = self.turn(
+            self.guide(batch.call, lambda call: call),
+            batch.noised.latents,
+            backward=backward,
+            unroll_denoiser=self.guide(batch.call, lambda call: call.without_checkpointing),
+            overflowed=self._overflowed if self.accelerator.scaler is not None else None,
+        )
+        if self.config.profile:
+            report.seconds["host"] = host_seconds
+        self.feedback.show(report, step)
+        self._examine(report)
+
+    def _overflowed(self) -> bool:
+        """Return whether the scaler will find an infinity in the gradients of the host's optimizers, and skip their step."""
+        groups = (group for optimizer in self.accelerator._optimizers for group in optimizer.param_groups)
+        gradients = [parameter.grad for group in groups for parameter in group["params"] if parameter.grad is not None]
+        return bool(gradients) and not bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
+
+    def _examine(self, report: TurnReport) -> None:
+        try:
+            self.health.examine(report)
+        except BadTurnsError as error:
+            folder = self._save_everything()
+            raise BadTurnsError(f"{error} Everything is saved in {folder}: --resume goes on from there.") from error
+
+    def _save_everything(self) -> Path:
+        """Save the host's whole state and the plugin's, as for --save_state; every process ends up here together."""
+        folder = self.folder / f"{self.name}-adt-stopped-state"
+        self.accelerator.save_state(str(folder))
+        self.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one ends
+        return folder
+
+
+def run_name(args: argparse.Namespace) -> str:
+    """Return the name under which the host saves."""
+    return getattr(args, "output_name", None) or "last"
+
+
+def build_turn(
+    config: ADTConfig,
+    sampler: Sampler,
+    decoder: Decoder,
+    discriminator: Discriminator,
+    device: torch.device,
+    timestep_range: tuple[float, float] | None,
+) -> AdversarialTurn:
+    """Place decoder and discriminator and build the run's turn; the host's random state is left alone."""
+    dtype = resolve_dtype(config.decode_dtype, device)
+    between_turns = torch.device("cpu") if config.offload else device
+    with preserved_rng():
+        discriminator.to(device).backbone.to(between_turns, dtype)
+        return AdversarialTurn(
+            config,
+            sampler=sampler,
+            decode=decoder.to(between_turns, dtype),
+            discriminator=discriminator,
+            timestep_range=timestep_range,
+            latent_pixels=decoder.latent_format.pixels,
+            decoder=decoder,
+        )

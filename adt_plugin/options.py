@@ -1,0 +1,102 @@
+"""The options as users write them: flags of a command line, keys of a TOML file, and keys of a saved file's metadata."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable
+from dataclasses import Field, fields
+from typing import Any
+
+from adt_plugin import __version__
+from adt_plugin.core.config import PREFIX, ADTConfig, flag_of, without_folder
+from adt_plugin.core.errors import ConfigError
+
+PATHS = ("backbone", "decoder", "disc_weights")
+"""Options that may hold a path of the user's machine."""
+
+
+def option_names() -> list[str]:
+    """Return all keys as a namespace and a TOML file spell them, the switch `adt` first."""
+    return ["adt"] + [PREFIX + spec.name for spec in fields(ADTConfig)]
+
+
+def reject_unknown_keys(keys: Iterable[str]) -> None:
+    """Stop at a misspelt key, which the host's `--config_file` would silently accept.
+
+    Raises:
+        ConfigError: names the key and the nearest valid one.
+    """
+    valid = option_names()
+    for key in keys:
+        if key.startswith(PREFIX) and key not in valid:
+            nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"unknown option {key}: did you mean {nearest}?")
+
+
+def add_adt_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--adt` and every `--adt_*` to a parser, as a group of its own. Idempotent."""
+    if any("--adt" in action.option_strings for action in parser._actions):
+        return
+    group = parser.add_argument_group("ADT", "Adversarial Diffusion Tuning (adt_plugin)")
+    group.add_argument(
+        "--adt",
+        action="store_true",
+        help="train with adversarial supervision of the sampler's output / 敵対的拡散チューニングを有効にする",
+    )
+    for spec in fields(ADTConfig):
+        help_text = " / ".join(spec.metadata["help"])
+        if _type_of(spec) is bool:
+            group.add_argument(flag_of(spec), action="store_true", help=help_text)
+            continue
+        group.add_argument(
+            flag_of(spec),
+            type=_type_of(spec),
+            default=spec.default,
+            choices=spec.metadata["choices"] or None,
+            help=f"{help_text} (default: {spec.default})".replace("%", "%%"),
+        )
+
+
+def from_namespace(args: argparse.Namespace) -> ADTConfig:
+    """Read the options from parsed arguments, which may hold raw TOML values.
+
+    Raises:
+        ConfigError: an unknown `adt_*` key (the host lets those of a TOML file pass), a wrong type, or a value out of range.
+    """
+    given = vars(args)
+    reject_unknown_keys(given)
+    present = [spec for spec in fields(ADTConfig) if PREFIX + spec.name in given]
+    return ADTConfig(**{spec.name: _converted(spec, given[PREFIX + spec.name]) for spec in present})
+
+
+def metadata(config: ADTConfig) -> dict[str, str]:
+    """Return `ss_adt_*` strings for saved files; a local path appears by its last part only."""
+    values = {spec.name: str(getattr(config, spec.name)) for spec in fields(config)}
+    values |= {name: without_folder(values[name]) for name in PATHS}
+    return {"ss_adt_version": __version__} | {f"ss_{PREFIX}{name}": value for name, value in values.items()}
+
+
+def _type_of(spec: Field[Any]) -> type:
+    """Return the option's Python type: bool, int, float or str."""
+    return type(spec.default)
+
+
+def _converted(spec: Field[Any], value: Any) -> Any:
+    """Convert a raw command-line or TOML value to the option's type; TOML lists stand for comma-separated values."""
+    flag, kind = flag_of(spec), _type_of(spec)
+    if isinstance(value, (list, tuple)) and kind is str:
+        return ",".join(str(part) for part in value)
+    if isinstance(value, bool) or kind is bool:
+        if not (isinstance(value, bool) and kind is bool):
+            raise ConfigError(
+                f"{flag} must be {'true or false' if kind is bool else f'of type {kind.__name__}'}, got {value!r}."
+            )
+        return value
+    try:
+        converted = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{flag} must be of type {kind.__name__}, got {value!r}.") from None
+    if kind is int and converted != float(value):
+        raise ConfigError(f"{flag} must be a whole number, got {value!r}.")
+    return converted
