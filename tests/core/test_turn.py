@@ -10,10 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.report import STAGES
-from adt_plugin.core.schedule import start_range
 from adt_plugin.core.turn import AdversarialTurn
 from toys import ToyDenoiser, diffusion_backward, toy_decode, toy_latents, toy_turn
 
@@ -118,18 +115,6 @@ def test_in_the_warmup_no_graph_is_kept() -> None:
 def test_starts_cover_the_configured_range() -> None:
     turn, net = toy_turn(start_min=0.4, start_max=0.8), ToyDenoiser()
     assert {one_step(turn, net)[2].start for _ in range(40)} == {2, 3, 4}
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"), [(0.0, 1.0, (1, 10)), (0.0, 0.7, (1, 7)), (0.3, 0.3, (3, 3)), (1.0, 1.0, (10, 10))]
-)
-def test_the_range_of_starts_follows_from_the_fractions(low: float, high: float, expected: tuple[int, int]) -> None:
-    assert start_range(ADTConfig(steps=10, start_min=low, start_max=high)) == expected
-
-
-def test_a_range_without_a_start_names_the_flags() -> None:
-    with pytest.raises(ConfigError, match="--adt_start_min 0.12 and --adt_start_max 0.18"):
-        start_range(ADTConfig(steps=10, start_min=0.12, start_max=0.18))
 
 
 def test_only_timesteps_in_the_trained_range_carry_gradient() -> None:

@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 import torch
+from adt_plugin.core.diffusion.sampling import Denoiser, Unroll, build_scheduler
 from torch import Tensor
 
 from adt_plugin.core.diffusion import gradient_path
-from adt_plugin.core.diffusion.sampling import Denoiser, Unroll, build_scheduler
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.demo.data import encode, load_splits
 from adt_plugin.demo.diffusion import alphas_cumprod

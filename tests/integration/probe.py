@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 import adt_plugin
-from adt_plugin.core.diffusion import sampling
+from adt_plugin.core.diffusion.unroll import noised_start, unroll
+from adt_plugin.host.batch import Idle
 from adt_plugin.host.families import Family
 from adt_plugin.host.schedules import FlowSchedule
 from adt_plugin.host.session import Session
@@ -72,30 +73,30 @@ class Probe:
     def before_noising(self, session: Session, given: dict[str, Any]) -> None:
         """Note the pair: the noise is handed over, or drawn next. Choose a timestep of the grid where the host lets us."""
         self.clean = given["latents"].detach().clone().float()
-        self.schedulers = self.schedulers_of(session, given.get("noise_scheduler"))
+        self.samplers = self.samplers_of(session, given.get("noise_scheduler"))
         torch.manual_seed(0)
         self.noise = given.get("noise", torch.randn_like(self.clean)).clone().float()
         torch.manual_seed(0)
         session.args.min_timestep = self.missing(session)
         session.args.max_timestep = session.args.min_timestep + 1
 
-    def schedulers_of(self, session: Session, noise_scheduler: Any) -> dict[str, Any]:
-        """A scheduler for every sampler of the family, as the session would build it."""
+    def samplers_of(self, session: Session, noise_scheduler: Any) -> dict[str, Any]:
+        """A sampler of every name that the family knows, as the session would build it."""
         family, args, size = session.family, session.args, self.clean.shape[-2:]
-        samplers = ("euler",) if is_flow(family) else ("ddim", "euler", "dpm++")
-        schedulers = {}
-        for sampler in samplers:
-            config = dataclasses.replace(session.config, sampler=sampler)
-            schedulers[sampler] = family.schedule.build(config, args, noise_scheduler)
-            family.schedule.fit(schedulers[sampler], config, size)
-            schedulers[sampler].set_timesteps(STEPS)
-        return schedulers
+        names = ("euler",) if is_flow(family) else ("ddim", "euler", "dpm++")
+        samplers = {}
+        for name in names:
+            config = dataclasses.replace(session.config, sampler=name)
+            samplers[name] = family.schedule.build(config, args, noise_scheduler)
+            family.schedule.fit(samplers[name], config, size)
+            samplers[name].prepare(STEPS, STEPS)
+        return samplers
 
     def missing(self, session: Session) -> int:
         """A timestep without oracle; flow models have the same at all of them."""
         if is_flow(session.family):
             return 500
-        wanted = {round(t) for scheduler in self.schedulers.values() for t in scheduler.timesteps.tolist()}
+        wanted = {round(t) for sampler in self.samplers.values() for t in sampler.timesteps.tolist()}
         return min(wanted - set(self.oracle), default=0)
 
     def replaced_output(self, output: Any) -> Any:
@@ -116,13 +117,13 @@ class Probe:
         if len(self.times) > 2 and self.missing(session) in (0, 500):
             self.result.write_text(json.dumps(self.errors(session)))
             raise SystemExit(0)
-        session.call, session.first_backward_done = None, True
+        session.batch, session.backward_seen = Idle(), True
 
     def time_error(self, session: Session) -> float:
         """Of the time that the plugin would hand over at the noise level of the host's x_t, in the host's unit."""
         if not is_flow(session.family):
             return 0.0
-        convention, arguments = session.family.convention, session.call.arguments
+        convention, arguments = session.family.convention, session.batch.call.arguments
         clean, noise = convention.pack(self.clean), convention.pack(self.noise)
         noisy = arguments[convention.latents].detach().float()
         sigma = ((noisy - clean) * (noise - clean)).sum() / (noise - clean).square().sum()
@@ -132,17 +133,17 @@ class Probe:
         """Of the decode, of the time, and of every sampler's unroll from every start."""
         with torch.no_grad():
             images = OWN_DECODES[type(self.vae).__name__](self.vae, self.images).float()
-            decoded = session.decoder.to("cpu", torch.float32)(self.clean)
-            limit = 1.0 if session.decoder.latent_format.frames else float("inf")  # that VAE's own decode clamps
+            decoded = session.found["decoder"].to("cpu", torch.float32)(self.clean)
+            limit = 1.0 if session.found["decoder"].latent_format.frames else float("inf")  # that VAE's own decode clamps
             images = images.squeeze(2) if images.ndim == 5 else images
             own_range = float(images.amax() - images.amin())
         return {
             "decode": float((decoded.clamp(-limit, limit) - images).abs().max()) / own_range,
             "time": max(self.times),
-            "unroll": {name: self.unroll_errors(session, scheduler) for name, scheduler in self.schedulers.items()},
+            "unroll": {name: self.unroll_errors(session, sampler) for name, sampler in self.samplers.items()},
         }
 
-    def unroll_errors(self, session: Session, scheduler: Any) -> list[float]:
+    def unroll_errors(self, session: Session, sampler: Any) -> list[float]:
         """From starts 1 to STEPS, relative to the latents' largest value."""
 
         def denoiser(x: Tensor, t: Tensor) -> Tensor:
@@ -151,8 +152,8 @@ class Probe:
 
         errors = []
         for start in range(1, STEPS + 1):
-            noised = sampling.noised_start(scheduler, self.clean, self.noise, STEPS, start)
-            path = sampling.unroll(denoiser, scheduler, noised, [0] * start, [], False)
+            noised = noised_start(sampler, self.clean, self.noise, STEPS, start)
+            path = unroll(denoiser, sampler, noised, [0] * start, [], False)
             errors.append(float((path.latents - self.clean).abs().max() / self.clean.abs().max()))
         return errors
 

@@ -129,26 +129,6 @@ def test_a_first_turn_after_the_end_of_the_run(monkeypatch: pytest.MonkeyPatch) 
     assert message.startswith("--adt_warmup 100 and --adt_every 150 leave no turn")
 
 
-@pytest.mark.parametrize(
-    ("options", "steps", "turns", "step", "refused"),
-    [
-        ({"warmup": 100, "every": 1}, 80, 100, 100, False),  # the warm-up is behind it
-        ({"warmup": 100, "every": 1}, 80, 10, 10, True),
-        ({"warmup": 0, "every": 1000}, 500, 3, 3, True),  # the next turn would be at step 1000
-        ({"warmup": 0, "every": 1000}, 500, 3, 600, False),
-        ({"warmup": 5, "every": 2}, 2, 0, 0, True),  # two micro-steps each: steps 0, 1 and half of 2 are warm-up
-        ({"warmup": 5, "every": 2}, 3, 0, 0, False),
-    ],
-)
-def test_the_warmup_of_a_resumed_run(options: dict[str, int], steps: int, turns: int, step: int, refused: bool) -> None:
-    args = host_args(max_train_steps=steps, gradient_accumulation_steps=2 if options["warmup"] == 5 else 1)
-    if refused:
-        with pytest.raises(ConfigError, match="leave no turn of this run"):
-            checks.check_warmup(args, ADTConfig(**options), turns, step)
-    else:
-        checks.check_warmup(args, ADTConfig(**options), turns, step)
-
-
 def test_a_run_that_resumes_is_asked_when_its_state_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["train_network.py"])
     checks.check_host_options(host_args(max_train_steps=80, resume="state"), ADTConfig(warmup=100))

@@ -153,10 +153,10 @@ def test_fluxs_shift_at_its_two_sizes() -> None:
 def test_a_flow_grid_is_fitted_to_the_batch_unless_the_user_says_otherwise() -> None:
     for shift, expected in ((0.0, schedules.flux_shift((64, 64))), (2.0, 2.0)):
         config = ADTConfig(flow_shift=shift)
-        scheduler = FLUX.schedule.build(config, Namespace(), None)
-        FLUX.schedule.fit(scheduler, config, (64, 64))
-        scheduler.set_timesteps(2)
-        assert float(scheduler.sigmas[1]) == pytest.approx(expected * 0.5 / (1 + (expected - 1) * 0.5), rel=1e-6)
+        sampler = FLUX.schedule.build(config, Namespace(), None)
+        FLUX.schedule.fit(sampler, config, (64, 64))
+        sampler.prepare(2, 2)
+        assert float(sampler.scheduler.sigmas[1]) == pytest.approx(expected * 0.5 / (1 + (expected - 1) * 0.5), rel=1e-6)
 
 
 @pytest.mark.parametrize(

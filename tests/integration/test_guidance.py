@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -67,7 +68,7 @@ def encoder(weight: float) -> nn.Module:
 
 def installed(scale: float = 3.0) -> Guidance:
     listener = Guidance(scale)
-    listener.install()
+    listener.install(ExitStack())
     return listener
 
 

@@ -113,3 +113,41 @@ def test_a_method_of_a_class_is_wrapped_and_given_back() -> None:
 def test_a_missing_method_is_named() -> None:
     with pytest.raises(SeamError, match="Owner.backward was not found"):
         patch_attribute(Owner(), "backward", doubled)
+
+
+class Heir(Owner):
+    """Inherits `method`."""
+
+
+def test_an_inherited_method_is_wrapped_for_the_heir_alone_though_its_base_is_patched() -> None:
+    original = Owner.method
+    undo_base = patch_attribute(Owner, "method", doubled)
+    undo_heir = patch_attribute(Heir, "method", doubled)
+    assert undo_heir is not undo_base
+    assert (Owner().method(), Heir().method()) == (2, 4)
+    undo_heir()
+    assert (Owner().method(), Heir().method()) == (2, 2) and "method" not in vars(Heir)
+    undo_base()
+    assert Owner.method is original and Heir().method() == 1
+
+
+def refusing(original: object) -> object:
+    def refuse(*args: object) -> None:
+        raise SeamError("one sentence")
+
+    return refuse
+
+
+def test_the_plugins_own_error_inside_a_patch_ends_the_run_with_its_sentence() -> None:
+    owner = Owner()
+    patch_attribute(owner, "method", refusing)
+    with pytest.raises(SystemExit, match="^adt_plugin: one sentence$"):
+        owner.method()
+
+
+def test_the_hosts_own_error_inside_a_patch_passes_as_it_is() -> None:
+    owner = Owner()
+    owner.method = lambda: {}["missing"]
+    patch_attribute(owner, "method", lambda original: lambda: original())
+    with pytest.raises(KeyError, match="missing"):
+        owner.method()

@@ -14,9 +14,10 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.host.batch import Noised
 from adt_plugin.host.families import SD
-from adt_plugin.host.seams import patch_attribute
-from adt_plugin.host.session import Session
+from adt_plugin.host.seams import ending_the_run, patch_attribute
+from adt_plugin.host.session import Findings, Session
 
 
 class UNet2DConditionModel(nn.Module):
@@ -53,16 +54,16 @@ class Host:
         self.args, self.session = args, Session(config, args, SD)
         self.accelerator = Accelerator(cpu=True)
         self.schedule = DDPMScheduler(beta_schedule="scaled_linear")
-        self.session.on_accelerator(self.accelerator)
+        ending_the_run(self.session.on_accelerator)(self.accelerator)
 
     def load(self) -> None:
-        self.session.on_vae_loader((None, TinyVae(), None, True))
+        ending_the_run(self.session.on_vae_loader)((None, TinyVae(), None, True))
 
     def prepare(self) -> None:
         self.unet = self.accelerator.prepare(UNet2DConditionModel())
 
     def noise(self) -> None:
-        self.session.on_noising(self.schedule, torch.randn(1, 4, 8, 8))
+        ending_the_run(self.session.on_noising)(self.schedule, torch.randn(1, 4, 8, 8))
 
     def forward(self) -> Tensor:
         return self.unet(torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.zeros(())).sample.square().mean()
@@ -92,7 +93,7 @@ def test_a_batch_in_the_hosts_order_adds_a_gradient(host: Host) -> None:
     loss = host.forward()
     expected = torch.autograd.grad(loss, host.unet.layer.weight, retain_graph=True)[0]
     host.accelerator.backward(loss)
-    assert host.session.turn.turns == 1
+    assert host.session.run.turn.turns == 1
     assert not torch.equal(host.gradient(), expected)
 
 
@@ -124,10 +125,10 @@ def test_a_validation_batch_starts_no_turn(host: Host) -> None:
     host.noise()
     with torch.no_grad():
         host.forward()
-    assert host.session.call is None and host.session.turn.turns == 1
+    assert isinstance(host.session.batch, Noised) and host.session.run.turn.turns == 1
     host.noise()
     host.accelerator.backward(host.forward())
-    assert host.session.turn.turns == 2
+    assert host.session.run.turn.turns == 2
 
 
 def test_a_backward_without_a_batch_is_the_hosts_own_affair(host: Host) -> None:
@@ -137,7 +138,7 @@ def test_a_backward_without_a_batch_is_the_hosts_own_affair(host: Host) -> None:
     host.unet.zero_grad()
     host.accelerator.backward(host.unet.layer.weight.sum())
     assert torch.equal(host.gradient(), torch.ones_like(host.gradient()))
-    assert host.session.turn.turns == 1
+    assert host.session.run.turn.turns == 1
 
 
 def test_a_denoiser_with_other_channels_ends_the_run(host: Host) -> None:
@@ -179,7 +180,7 @@ def one_batch(host: Host, factor: float = 1.0) -> Tensor:
 
 
 def heads(host: Host) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in host.session.discriminator.score.heads.parameters()]
+    return [parameter.detach().clone() for parameter in host.session.models.discriminator.score.heads.parameters()]
 
 
 def test_a_loss_scaler_changes_neither_the_balance_nor_the_sum(tmp_path: Path, tiny_dino: Path) -> None:
@@ -187,7 +188,7 @@ def test_a_loss_scaler_changes_neither_the_balance_nor_the_sum(tmp_path: Path, t
     plain, scaled = (Host(tmp_path, tiny_dino, balance="ratio") for _ in range(2))
     scaled.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     torch.testing.assert_close(one_batch(scaled), one_batch(plain))
-    norms = [host.session.turn.balance.diffusion.value for host in (scaled, plain)]
+    norms = [host.session.run.turn.balance.diffusion.value for host in (scaled, plain)]
     torch.testing.assert_close(*norms)
     assert norms[0] > 0
 
@@ -198,7 +199,7 @@ def test_the_heads_step_when_the_scaler_lets_the_host_step(tmp_path: Path, tiny_
     host.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     before = heads(host)
     one_batch(host, factor)
-    assert host.session.turn.turns == 1
+    assert host.session.run.turn.turns == 1
     assert moved != all(torch.equal(a, b) for a, b in zip(before, heads(host), strict=True))
     weight = host.unet.layer.weight.clone()
     host.optimizer.step()
@@ -207,7 +208,7 @@ def test_the_heads_step_when_the_scaler_lets_the_host_step(tmp_path: Path, tiny_
 
 
 def test_models_without_an_accelerator_end_the_run(host: Host) -> None:
-    host.session.accelerator = None
+    host.session.found = Findings()
     with pytest.raises(SystemExit, match="the seam prepare_accelerator was not reached"):
         host.load()
 
@@ -236,9 +237,9 @@ def test_decoder_and_backbone_are_what_is_offloaded(tmp_path: Path, tiny_dino: P
     for stage in (host.load, host.prepare, host.noise):
         stage()
     host.accelerator.backward(host.forward())
-    turn, session = host.session.turn, host.session
+    turn, session = host.session.run.turn, host.session
     assert turn.turns == 1
-    assert turn.offload.modules == ([session.decoder, session.discriminator.backbone] if offload else [])
+    assert turn.offload.modules == ([session.found["decoder"], session.models.discriminator.backbone] if offload else [])
 
 
 class Tracker:
@@ -258,7 +259,7 @@ def test_every_tracker_gets_each_turns_numbers_once_and_its_picture(tmp_path: Pa
     host = Host(tmp_path, tiny_dino, pictures_every=1)
     trackers = [Tracker("tensorboard"), Tracker("wandb")]
     host.accelerator.init_trackers = lambda *args: setattr(host.accelerator, "trackers", trackers)
-    patch_attribute(host.accelerator, "init_trackers", host.session.feedback._around_init_trackers)
+    patch_attribute(host.accelerator, "init_trackers", host.session.found["feedback"]._around_init_trackers)
     host.accelerator.init_trackers("x")
     for stage in (host.load, host.prepare, host.noise):
         stage()

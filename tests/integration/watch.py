@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import adt_plugin
-from adt_plugin.core.diffusion import sampling
+from adt_plugin.core.diffusion import denoiser, unroll
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host.session import Session
 
@@ -30,17 +30,17 @@ NOTES: dict[str, list[Any]] = {"replays": [], "clipped": [], "stepped": [], "mod
 def watch_replays() -> None:
     """An unrolled call and its replay have the same seed."""
     outputs: dict[int, Tensor] = {}
-    call_seeded = sampling.call_seeded
+    call_seeded = denoiser.call_seeded
 
-    def noted(denoiser: Any, model_input: Tensor, timestep: Tensor, seed: int) -> Tensor:
-        output = call_seeded(denoiser, model_input, timestep, seed)
+    def noted(network: Any, model_input: Tensor, timestep: Tensor, seed: int) -> Tensor:
+        output = call_seeded(network, model_input, timestep, seed)
         if torch.is_grad_enabled():
             NOTES["replays"].append(float((output - outputs[seed]).abs().max()))
         else:
             outputs[seed] = output.clone()
         return output
 
-    sampling.call_seeded = noted
+    denoiser.call_seeded = unroll.call_seeded = noted
 
 
 def norm_of(parameters: list[Tensor]) -> float:

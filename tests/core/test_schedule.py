@@ -1,0 +1,97 @@
+"""When a run has turns: phases, due steps, counts, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from itertools import product
+
+import pytest
+
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.schedule import Phase, TurnCount, TurnSchedule, count_grad_steps, start_range
+
+SCHEDULES = [TurnSchedule(*values) for values in product((0, 1, 3, 8), (1, 2, 5), (0, 4, 30))]
+
+
+def walked(schedule: TurnSchedule, steps: int, batches: int, step: int, turns: int) -> TurnCount:
+    """What a training loop does, batch by batch."""
+    made = {phase: 0 for phase in Phase}
+    for now in range(step, step + steps):
+        for _ in range(batches):
+            phase = schedule.phase(now, turns)
+            if schedule.due(now, turns):
+                made[phase] += 1
+                turns += 1
+    assert made[Phase.OFF] == 0
+    return TurnCount(made[Phase.WARMUP], made[Phase.ADVERSARIAL])
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+@pytest.mark.parametrize(("step", "turns"), [(0, 0), (7, 2), (6, 8), (31, 40)])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_a_count_is_what_a_loop_makes(schedule: TurnSchedule, step: int, turns: int, batches: int) -> None:
+    for steps in (0, 1, 2, 5, 11, 24):
+        counted = schedule.count(steps, batches, step, turns)
+        assert counted == walked(schedule, steps, batches, step, turns)
+        assert counted.total == counted.warmup + counted.adversarial
+
+
+def test_every_batch_of_the_warmup_is_due_and_then_one_step_in_n() -> None:
+    schedule = TurnSchedule(warmup=2, every=3)
+    assert [schedule.phase(5, turns) for turns in (0, 1, 2)] == [Phase.WARMUP, Phase.WARMUP, Phase.ADVERSARIAL]
+    assert all(schedule.due(step, turns=1) for step in range(7))
+    assert [step for step in range(7) if schedule.due(step, turns=2)] == [0, 3, 6]
+
+
+def test_before_it_begins_a_schedule_is_off_and_its_warmup_comes_after() -> None:
+    schedule = TurnSchedule(warmup=2, every=1, begin=10)
+    assert schedule.phase(9, 0) is Phase.OFF and not schedule.due(9, 0)
+    assert schedule.phase(10, 0) is Phase.WARMUP and schedule.due(10, 0)
+    assert schedule.phase(10, 2) is Phase.ADVERSARIAL
+    assert schedule.count(10) == TurnCount(0, 0)
+    assert schedule.count(15) == TurnCount(2, 3)
+
+
+def test_the_options_make_the_schedule() -> None:
+    assert TurnSchedule.from_config(ADTConfig(warmup=7, every=3)) == TurnSchedule(warmup=7, every=3, begin=0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TurnSchedule(1, 1).every = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "turns", "step", "refused"),
+    [
+        (TurnSchedule(100, 1), 80, 100, 100, False),  # the warm-up is behind it
+        (TurnSchedule(100, 1), 80, 10, 10, True),
+        (TurnSchedule(0, 1000), 500, 3, 3, True),  # the next turn would be at step 1000
+        (TurnSchedule(0, 1000), 500, 3, 600, False),
+        (TurnSchedule(5, 2), 2, 0, 0, True),  # two batches each: steps 0, 1 and half of 2 are warm-up
+        (TurnSchedule(5, 2), 3, 0, 0, False),
+    ],
+)
+def test_a_run_without_an_adversarial_turn_is_refused(
+    schedule: TurnSchedule, steps: int, turns: int, step: int, refused: bool
+) -> None:
+    batches = 2 if schedule.warmup == 5 else 1
+    said = f"--adt_warmup {schedule.warmup} and --adt_every {schedule.every} leave no turn of this run .*{steps}"
+    with pytest.raises(ConfigError, match=said) if refused else contextlib.nullcontext():
+        schedule.check(steps, batches, step, turns)
+
+
+@pytest.mark.parametrize(("mask", "start", "expected"), [("random", 1, 1), ("random", 5, 2), ("all", 5, 5), ("last", 2, 2)])
+def test_the_steps_that_carry_gradient_are_counted(mask: str, start: int, expected: int) -> None:
+    assert count_grad_steps(ADTConfig(grad_mask=mask, grad_steps=2), start) == expected
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(0.0, 1.0, (1, 10)), (0.0, 0.7, (1, 7)), (0.3, 0.3, (3, 3)), (1.0, 1.0, (10, 10))]
+)
+def test_the_range_of_starts_follows_from_the_fractions(low: float, high: float, expected: tuple[int, int]) -> None:
+    assert start_range(ADTConfig(steps=10, start_min=low, start_max=high)) == expected
+
+
+def test_a_range_without_a_start_names_the_flags() -> None:
+    with pytest.raises(ConfigError, match="--adt_start_min 0.12 and --adt_start_max 0.18"):
+        start_range(ADTConfig(steps=10, start_min=0.12, start_max=0.18))
