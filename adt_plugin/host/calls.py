@@ -39,7 +39,7 @@ class DenoiserCall:
         convention: Convention,
         autocast: Callable[[], Any],
     ) -> DenoiserCall:
-        """From what a forward hook of the denoiser saw.
+        """Capture what a forward hook of the denoiser saw.
 
         The conditioning is detached: with a trained text encoder it carries a graph that the host's backward has freed.
         """
@@ -57,17 +57,17 @@ class DenoiserCall:
         return self.arguments.get(self.convention.latents)
 
     def conditioned(self, encoded: Sequence[Any]) -> DenoiserCall:
-        """The same call with another prompt's conditioning, of batch size 1, in place of the captured one."""
+        """Return the same call with another prompt's conditioning, of batch size 1, in place of the captured one."""
         conditioning = self.convention.conditioning(encoded, self.arguments)
         return replace(self, arguments=self.arguments | {p: self._as_captured(p, v) for p, v in conditioning.items()})
 
     def _as_captured(self, place: Place, value: Tensor) -> Tensor:
-        """A tensor with the device, precision and batch size of the captured one in its place."""
+        """Return a tensor with the device, precision and batch size of the captured one in its place."""
         captured = self.arguments[place]
         return value.detach().to(captured).expand(len(captured), *value.shape[1:])
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Prediction `(B, C, h, w)` for latents x `(B, C, h, w)` and the scheduler's timesteps t `(B,)`."""
+        """Return the prediction `(B, C, h, w)` for latents x `(B, C, h, w)` and the scheduler's timesteps t `(B,)`."""
         convention = self.convention
         latents = convention.pack(x).to(self.arguments[convention.latents].dtype)
         fixed = {place: value for place, value in convention.fixed.items() if place in self.arguments}
@@ -79,7 +79,7 @@ class DenoiserCall:
             return convention.unpack(only_tensor(self.module(*args, **kwargs)), x)
 
     def without_checkpointing(self, x: Tensor, t: Tensor) -> Tensor:
-        """The same for a call without gradient: checkpointing, which only works in train mode, would waste time.
+        """Call without gradient: in eval mode, since checkpointing, which only works in train mode, would waste time.
 
         The network inside a DistributedDataParallel is called: the wrapper would broadcast its buffers at every call.
         """
@@ -90,7 +90,7 @@ class DenoiserCall:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in eval mode; every submodule's own mode afterwards."""
+    """Put the module in eval mode inside, and every submodule back in its own mode afterwards."""
     modes = [(part, part.training) for part in module.modules()] if module.training else []
     module.eval()
     try:

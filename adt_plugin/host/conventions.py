@@ -1,4 +1,4 @@
-"""How the host calls its denoisers, and what their outputs mean."""
+"""How the host calls its denoisers, and what their outputs mean: thin wrappers, one per model family."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Arguments = dict[Place, Any]
 
 
 def same(x: Tensor) -> Tensor:
-    """The identity."""
+    """Return the tensor itself."""
     return x
 
 
 def only_tensor(output: Any) -> Tensor:
-    """The tensor that a denoiser returns, bare or as diffusers' `.sample`."""
+    """Return a denoiser's tensor, which comes bare or as diffusers' `.sample`."""
     return getattr(output, "sample", output)
 
 
 def same_prediction(output: Tensor, latents: Tensor) -> Tensor:
-    """The denoiser's output is the prediction."""
+    """Return the output itself, which is the prediction."""
     return output
 
 
 def nothing(encoded: Sequence[Any], arguments: Arguments) -> Arguments:
-    """No argument depends on the prompt."""
+    """Return no argument: none depends on the prompt."""
     return {}
 
 
@@ -63,12 +63,12 @@ class Convention:
 
 
 def sd_conditioning(encoded: Sequence[Any], arguments: Arguments) -> Arguments:
-    """The text encoder's hidden states."""
+    """Return the text encoder's hidden states."""
     return {2: encoded[0]}
 
 
 def sdxl_conditioning(encoded: Sequence[Any], arguments: Arguments) -> Arguments:
-    """Both hidden states side by side; the pooled one before the sizes and crops that are already there."""
+    """Return both hidden states side by side; the pooled one before the sizes and crops that are already there."""
     first, second, pooled = encoded
     sizes = arguments[3][:, pooled.shape[1] :]
     return {
@@ -85,7 +85,7 @@ SDXL = Convention(conditioning=sdxl_conditioning)
 
 
 def sd3_conditioning(encoded: Sequence[Any], arguments: Arguments) -> Arguments:
-    """CLIP's hidden states, padded to T5's width, before T5's; as the host concatenates them."""
+    """Return CLIP's hidden states, padded to T5's width, before T5's, as the host concatenates them."""
     clip, t5, pooled = encoded[:3]
     context = arguments["context"]
     clip = F.pad(clip, (0, context.shape[-1] - clip.shape[-1])).to(context)
@@ -98,21 +98,21 @@ SD3 = Convention(conditioning=sd3_conditioning)
 
 
 def pack_patches(latents: Tensor) -> Tensor:
-    """`(B, C, h, w)` -> `(B, h/2 * w/2, 4 C)`: tokens of 2x2 latent pixels, channels first (FLUX)."""
+    """Pack `(B, C, h, w)` into `(B, h/2 * w/2, 4 C)`: tokens of 2x2 latent pixels, channels first (FLUX)."""
     batch, channels, height, width = latents.shape
     patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, 4 * channels)
 
 
 def unpack_patches(output: Tensor, latents: Tensor) -> Tensor:
-    """The inverse of `pack_patches`, to the shape of the latents."""
+    """Invert `pack_patches`, to the shape of the latents."""
     batch, channels, height, width = latents.shape
     patches = output.reshape(batch, height // 2, width // 2, channels, 2, 2)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(latents.shape)
 
 
 def flux_conditioning(encoded: Sequence[Any], arguments: Arguments) -> Arguments:
-    """Pooled CLIP, T5 with its position ids, and T5's mask where the run hands one over."""
+    """Return pooled CLIP, T5 with its position ids, and T5's mask where the run hands one over."""
     given = dict(zip(("y", "txt", "txt_ids", "txt_attention_mask"), encoded, strict=False))
     return {name: value for name, value in given.items() if arguments.get(name) is not None}
 
@@ -129,7 +129,7 @@ FLUX = Convention(
 
 
 def lumina_conditioning(encoded: Sequence[Any], arguments: Arguments) -> Arguments:
-    """Gemma's hidden states and mask."""
+    """Return Gemma's hidden states and mask."""
     return {"cap_feats": encoded[0], "cap_mask": encoded[2]}
 
 
@@ -143,7 +143,7 @@ LUMINA = Convention(
 
 
 def anima_conditioning(encoded: Sequence[Any], arguments: Arguments) -> Arguments:
-    """Qwen's hidden states and mask, T5's ids and mask; LoRA and full fine-tuning hand them over by different names."""
+    """Return Qwen's hidden states and mask, T5's ids and mask; LoRA and full fine-tuning hand them over by different names."""
     embeds, mask, t5_ids, t5_mask = encoded
     names = {
         "target_input_ids": t5_ids,
@@ -164,7 +164,7 @@ ANIMA = Convention(
 
 
 def hunyuan_conditioning(encoded: Sequence[Any], arguments: Arguments) -> Arguments:
-    """Hidden states and masks of the vision-language model and of byT5."""
+    """Return hidden states and masks of the vision-language model and of byT5."""
     return dict(zip((2, 3, 4, 5), encoded, strict=False))
 
 

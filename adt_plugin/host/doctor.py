@@ -53,7 +53,7 @@ class Finding:
 
 
 def trainers(host: Path) -> Iterator[tuple[str, Family]]:
-    """The served trainers that the tree has."""
+    """Yield the served trainers that the tree has."""
     for family in FAMILIES:
         for script in family.scripts:
             if (host / script).is_file():
@@ -61,13 +61,13 @@ def trainers(host: Path) -> Iterator[tuple[str, Family]]:
 
 
 def not_served(host: Path) -> list[str]:
-    """The tree's other scripts that train: other tasks, or a fork's own trainers, which are tried by their prefix."""
+    """Return the tree's other scripts that train: other tasks, or a fork's own trainers, which are tried by their prefix."""
     served = {script for script, _ in trainers(host)}
     return sorted(path.name for path in host.glob("*train*.py") if path.name not in served)
 
 
 def examine(host: Path, family: Family) -> list[Finding]:
-    """Every seam that a trainer of the family needs."""
+    """Look for every seam that a trainer of the family needs."""
     seams = [ARGUMENTS, VERIFICATION, ACCELERATOR, family.noising, METADATA]
     vae = [find(host, seam) for seam in family.vae]
     loader = next((finding for finding in vae if finding.found), vae[-1])
@@ -75,7 +75,7 @@ def examine(host: Path, family: Family) -> list[Finding]:
 
 
 def find(host: Path, seam: Seam) -> Finding:
-    """Where the tree defines the seam's function, if with the expected first parameters."""
+    """Find where the tree defines the seam's function, if with the expected first parameters."""
     sought = []
     for module in seam.modules:
         path = Path(*module.split(".")).with_suffix(".py")
@@ -91,7 +91,7 @@ def find(host: Path, seam: Seam) -> Finding:
 
 
 def find_denoiser(host: Path, family: Family) -> Finding:
-    """Where the tree defines one of the denoiser's classes."""
+    """Find where the tree defines one of the denoiser's classes."""
     for path in sorted((host / "library").glob("*.py")):
         for name, line in classes(path).items():
             if name in family.denoisers:
@@ -101,7 +101,7 @@ def find_denoiser(host: Path, family: Family) -> Finding:
 
 @functools.cache
 def parsed(path: Path) -> ast.Module:
-    """The syntax tree of a file; empty where there is none, or none that this Python can read."""
+    """Parse a file; an empty tree where there is none, or none that this Python can read."""
     try:
         return ast.parse(path.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):
@@ -109,7 +109,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def definitions(path: Path) -> dict[str, ast.FunctionDef]:
-    """The module's functions, and its classes' methods as `Class.method`."""
+    """Return the module's functions, and its classes' methods as `Class.method`."""
     found = {node.name: node for node in parsed(path).body if isinstance(node, ast.FunctionDef)}
     for owner in (node for node in parsed(path).body if isinstance(node, ast.ClassDef)):
         found |= {f"{owner.name}.{node.name}": node for node in owner.body if isinstance(node, ast.FunctionDef)}
@@ -117,12 +117,12 @@ def definitions(path: Path) -> dict[str, ast.FunctionDef]:
 
 
 def classes(path: Path) -> dict[str, int]:
-    """The module's classes and their lines."""
+    """Return the module's classes and their lines."""
     return {node.name: node.lineno for node in parsed(path).body if isinstance(node, ast.ClassDef)}
 
 
 def version(host: Path) -> str:
-    """The line of development that the tree's files belong to, and its commit if it is a clone."""
+    """Return the line of development that the tree's files belong to, and its commit if it is a clone."""
     line = next((name for file, name in LINES if (host / file).is_file()), "unknown")
     command = ["git", "-C", str(host), "log", "-1", "--format=%h of %cs"]
     try:
@@ -133,7 +133,7 @@ def version(host: Path) -> str:
 
 
 def surroundings() -> Iterator[str]:
-    """What this Python has of the plugin and of the packages that it shares with the host."""
+    """Yield what this Python has of the plugin and of the packages that it shares with the host."""
     hooked = any(isinstance(finder, HostFinder) or type(finder).__name__ == HOOK for finder in sys.meta_path)
     way = "starts with this Python" if hooked else "does not start by itself: launch with accelerate launch -m adt_plugin"
     yield f"adt_plugin {__version__} {way}"
@@ -145,7 +145,7 @@ def surroundings() -> Iterator[str]:
 
 
 def report(host: Path) -> Iterator[str]:
-    """The lines to print."""
+    """Yield the lines of the report."""
     yield from surroundings()
     yield f"sd-scripts {version(host)}"
     for script, family in trainers(host):
