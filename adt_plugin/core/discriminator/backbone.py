@@ -74,8 +74,8 @@ def split_scheme(name: str) -> tuple[str, str]:
     Raises:
         ConfigError: a known scheme is followed by nothing.
     """
-    scheme, _, rest = name.partition(":")
-    if scheme not in LOADERS:
+    scheme, colon, rest = name.partition(":")
+    if not colon or scheme not in LOADERS:
         return DEFAULT_SCHEME, name
     if not rest:
         raise ConfigError(f"--adt_backbone {name} names no model: write {scheme}:name.")

@@ -9,13 +9,16 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from adt_plugin.core.config import ConfigError
+from adt_plugin.core.rng import preserved_rng
 
 
 class FeatureNetwork(Protocol):
@@ -111,12 +114,13 @@ def load_transformers(name: str, blocks: Sequence[int] | None, dtype: torch.dtyp
     Raises:
         ConfigError: it cannot be loaded, is not a vision transformer of square patches, or lacks a chosen block.
     """
-    from transformers import AutoImageProcessor, AutoModel
+    import transformers
 
+    auto: Any = transformers  # partly untyped
     try:
         # Said explicitly: left out, transformers asks on the terminal whether to run a model's own code.
-        processor = AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
-        model = AutoModel.from_pretrained(name, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        processor = auto.AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
+        model = auto.AutoModel.from_pretrained(name, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise ConfigError(
@@ -181,28 +185,35 @@ def load_timm(name: str, blocks: Sequence[int] | None, dtype: torch.dtype) -> Ti
             lacks a chosen block.
     """
     value = f"timm:{name}"
-    try:
-        from timm.data import resolve_model_data_config
-    except ImportError as error:
-        raise ConfigError(
-            f"--adt_backbone {value} needs timm, which could not be imported ({error}): pip install timm."
-        ) from error
-    model = _timm_model(value, _timm_folder(name))
+    timm = _import_timm(value)
+    model = _timm_model(timm, value, _timm_folder(timm, name))
     if not _has_square_patches(model):
         raise _no_square_patches(value, type(model).__name__)
-    data = resolve_model_data_config(model)
+    data = timm.data.resolve_model_data_config(model)
     height, width = data["input_size"][-2:]
     chosen = choose_blocks(value, blocks, len(model.blocks))
     return TimmGrids(model, data["mean"], data["std"], chosen, height if height == width else None).to(dtype)
 
 
-def _timm_folder(name: str) -> Path:
+def _import_timm(value: str) -> Any:
+    """Return the package timm with its `timm.data`, untyped, so that type checks do not depend on its being installed."""
+    try:
+        timm = import_module("timm")
+        import_module("timm.data")
+    except ImportError as error:
+        raise ConfigError(
+            f"--adt_backbone {value} needs timm, which could not be imported ({error}): pip install timm."
+        ) from error
+    return timm
+
+
+def _timm_folder(timm: Any, name: str) -> Path:
     """Return a folder with timm's `config.json` and `model.safetensors`, downloaded unless it is local or cached."""
     from huggingface_hub import snapshot_download
 
     folder = Path(name)
     if not folder.is_dir():
-        repository = name if "/" in name else _timm_repository(name)
+        repository = name if "/" in name else _timm_repository(timm, name)
         try:
             folder = Path(snapshot_download(repository, allow_patterns=["config.json", TIMM_WEIGHTS]))
         except (OSError, ValueError) as error:
@@ -215,14 +226,11 @@ def _timm_folder(name: str) -> Path:
     return folder
 
 
-def _timm_repository(name: str) -> str:
+def _timm_repository(timm: Any, name: str) -> str:
     """Return the hub repository of a name that timm knows, such as `vit_small_patch14_dinov2.lvd142m`."""
-    from timm import list_models
-    from timm.models import get_pretrained_cfg
-
-    known = get_pretrained_cfg(name)
+    known = timm.models.get_pretrained_cfg(name)
     if known is None or not known.hf_hub_id:
-        nearest = difflib.get_close_matches(name, list_models(pretrained=True), n=1, cutoff=0.0)[0]
+        nearest = difflib.get_close_matches(name, timm.list_models(pretrained=True), n=1, cutoff=0.0)[0]
         raise ConfigError(
             f"--adt_backbone timm:{name} names no model with weights on the hub: did you mean timm:{nearest}? A local folder "
             "and owner/name on the hub do too."
@@ -230,16 +238,16 @@ def _timm_repository(name: str) -> str:
     return str(known.hf_hub_id)
 
 
-def _timm_model(value: str, folder: Path) -> Any:
+def _timm_model(timm: Any, value: str, folder: Path) -> Any:
     """Return the model of a folder that holds `model.safetensors`, in float32 and for images of any size."""
-    from safetensors import SafetensorError
-    from timm import create_model
-
     overlay = {"custom_load": False}  # a configuration cannot ask for a file of another format
+    options = {"pretrained": True, "pretrained_cfg_overlay": overlay, "dynamic_img_size": True}
     try:
-        return create_model(f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=overlay, dynamic_img_size=True)
+        with preserved_rng():  # timm draws initial weights before it loads the true ones
+            return timm.create_model(f"local-dir:{folder}", **options)
     except TypeError as error:  # its class takes no `dynamic_img_size`
-        raise _no_square_patches(value, "model of one image size or of another kind") from error
+        kind = f"model that timm cannot make for images of any size ({_first_line(error)})"
+        raise _no_square_patches(value, kind) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(value, folder, error) from error
 
@@ -276,8 +284,12 @@ def four_blocks(depth: int) -> list[int]:
 def _not_loaded(value: str, folder: Path, error: Exception) -> ConfigError:
     """Return the error for a value of `--adt_backbone` that cannot be loaded, with the first line of its reason."""
     where = "the folder" if folder.exists() else "it: without network access pass a local folder"
-    reason = str(error).strip().splitlines()[0]
-    return ConfigError(f"--adt_backbone {value} could not be loaded, check {where} ({reason}).")
+    return ConfigError(f"--adt_backbone {value} could not be loaded, check {where} ({_first_line(error)}).")
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its class where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _no_square_patches(value: str, kind: str) -> ConfigError:
