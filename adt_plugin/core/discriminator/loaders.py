@@ -146,7 +146,7 @@ def processor_size(processor: Any) -> int | None:
 # timm: `--adt_backbone timm:vit_small_patch14_dinov2.lvd142m`, `timm:owner/name` on the hub, or `timm:` and a folder
 
 TIMM_WEIGHTS = "model.safetensors"
-"""The file of weights beside timm's `config.json`. timm reads it first, and pickled ones only where it is missing."""
+"""The file of weights beside timm's `config.json`, the only one that is read."""
 
 
 class TimmGrids(NormalizedNetwork):
@@ -240,8 +240,10 @@ def _timm_repository(timm: Any, name: str) -> str:
 
 def _timm_model(timm: Any, value: str, folder: Path) -> Any:
     """Return the model of a folder that holds `model.safetensors`, in float32 and for images of any size."""
-    overlay = {"custom_load": False}  # a configuration cannot ask for a file of another format
-    options = {"pretrained": True, "pretrained_cfg_overlay": overlay, "dynamic_img_size": True}
+    # This file and no other: left to itself, older timm unpickles any that lies beside it, and a configuration can name
+    # its own.
+    weights = {"source": "", "file": str(folder / TIMM_WEIGHTS), "state_dict": None, "custom_load": False}
+    options = {"pretrained": True, "pretrained_cfg_overlay": weights, "dynamic_img_size": True}
     try:
         with preserved_rng():  # timm draws initial weights before it loads the true ones
             return timm.create_model(f"local-dir:{folder}", **options)
