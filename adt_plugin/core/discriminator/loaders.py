@@ -255,7 +255,7 @@ def _timm_model(timm: Any, value: str, folder: Path) -> Any:
 
 
 def _has_square_patches(model: Any) -> bool:
-    """Whether every block of a timm model keeps the grid of its square patches."""
+    """Return whether every block of a timm model keeps the grid of its square patches."""
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     strides = {info["reduction"] for info in getattr(model, "feature_info", ())}
     is_square = isinstance(patch, tuple) and len(set(patch)) == 1 and strides == set(patch)
