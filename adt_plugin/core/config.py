@@ -335,8 +335,15 @@ def flag_of(spec: Field[Any]) -> str:
 
 
 def without_folder(value: str) -> str:
-    """Return a hub name as it is, and a local path by its last part: what is saved names no folder of the user's."""
-    return Path(value).resolve().name if Path(value).exists() else value
+    """Return a hub name as it is, and a local path by its last part: what is saved names no folder of the user's.
+
+    A path may come after a scheme, as in `timm:folder`, which stays.
+    """
+    scheme, colon, rest = value.partition(":")
+    for prefix, path in (("", value), (scheme + colon, rest)):
+        if path and Path(path).exists():
+            return prefix + Path(path).resolve().name
+    return value
 
 
 def _check_range(spec: Field[Any], value: Any) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.diffusion.denoiser import Denoiser, Guided
+from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.rng import preserved_rng
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.families import PROMPT_CACHING

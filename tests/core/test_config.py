@@ -186,3 +186,9 @@ def test_a_local_folder_appears_in_metadata_by_its_name_alone(name: str, tmp_pat
     folder = tmp_path / "mine"
     folder.mkdir()
     assert metadata(ADTConfig(**{name: str(folder)}))[f"ss_adt_{name}"] == "mine"
+
+
+def test_a_folder_after_a_scheme_appears_by_its_name_too(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    assert metadata(ADTConfig(backbone=f"timm:{tmp_path / 'mine'}"))["ss_adt_backbone"] == "timm:mine"
+    assert metadata(ADTConfig(backbone="timm:vit_small"))["ss_adt_backbone"] == "timm:vit_small"

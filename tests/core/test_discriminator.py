@@ -1,24 +1,16 @@
-"""Backbone, heads, augmentation, score, losses."""
+"""Heads, augmentation, score, losses."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 import torch
-from torch import nn
-from transformers import SwinConfig, SwinModel, ViTConfig, ViTModel
 
 from adt_plugin.core.config import AUGMENTATIONS
-from adt_plugin.core.discriminator import Discriminator, FrozenBackbone, load_backbone
+from adt_plugin.core.discriminator import Discriminator, FrozenBackbone
 from adt_plugin.core.discriminator.augment import Augment, shift
-from adt_plugin.core.discriminator.backbone import processor_size
 from adt_plugin.core.discriminator.discriminator import fitting_size
 from adt_plugin.core.discriminator.heads import Standardize
 from adt_plugin.core.discriminator.losses import LOSSES
-from adt_plugin.core.errors import ConfigError
 from toys import ToyFeatures, toy_discriminator
 
 
@@ -28,119 +20,6 @@ def images(batch: int = 2, height: int = 16, width: int = 16, seed: int = 0) -> 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-# Backbone
-
-
-@pytest.mark.parametrize(
-    "attempt", [lambda m: m.train(), lambda m: m.requires_grad_(True), lambda m: nn.Sequential(m).train().requires_grad_(True)]
-)
-def test_the_backbone_stays_frozen_whatever_is_called(attempt) -> None:  # noqa: ANN001
-    network = nn.Sequential(ToyFeatures(), nn.Identity())
-    backbone = FrozenBackbone(network, [8, 12])
-    attempt(backbone)
-    assert not any(module.training for module in network.modules())
-    assert not any(parameter.requires_grad for parameter in network.parameters())
-    assert list(backbone.parameters()) == [] and backbone.state_dict() == {}
-
-
-def test_the_backbone_follows_to_another_dtype_and_answers_in_float32() -> None:
-    network = ToyFeatures()
-    backbone = FrozenBackbone(network, [8, 12]).to(torch.bfloat16)
-    assert network.first.weight.dtype == torch.bfloat16
-    assert all(features.dtype == torch.float32 for features in backbone(images()))
-
-
-def test_the_gradient_reaches_the_image_through_the_backbone() -> None:
-    picture = images().requires_grad_(True)
-    FrozenBackbone(ToyFeatures(), [8, 12])(picture)[1].sum().backward()
-    assert picture.grad is not None and picture.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("fixture", ["tiny_dino", "tiny_dino_registers"])
-@pytest.mark.parametrize(("height", "width"), [(56, 56), (28, 84), (70, 42)])
-def test_dinov2_tokens_lie_on_their_grid(request: pytest.FixtureRequest, fixture: str, height: int, width: int) -> None:
-    """Also with register tokens and at sizes other than the pre-trained one."""
-    backbone = load_backbone(str(request.getfixturevalue(fixture)), [2, 4])
-    assert (backbone.patch_size, backbone.channels) == (14, [32, 32])
-    assert [tuple(f.shape) for f in backbone(images(height=height, width=width))] == [(2, 32, height // 14, width // 14)] * 2
-
-
-@pytest.mark.parametrize("fixture", ["tiny_dino", "tiny_dino_registers"])
-def test_a_patch_moves_its_own_token_most(request: pytest.FixtureRequest, fixture: str) -> None:
-    """Layout: painting one patch changes the feature at that grid position most (row-major, special tokens dropped)."""
-    backbone = load_backbone(str(request.getfixturevalue(fixture)), [1])
-    plain, painted = images(1, 56, 56), images(1, 56, 56)
-    painted[:, :, 14:28, 42:56] = 3.0
-    change = (backbone(painted)[0] - backbone(plain)[0]).norm(dim=1)[0]
-    assert divmod(int(change.argmax()), 4) == (1, 3)
-
-
-def test_images_are_normalised_as_the_backbones_processor_says(tiny_dino: Path) -> None:
-    network = load_backbone(str(tiny_dino))._network
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-    seen = []
-    network.model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True)
-    network((mean * 2 - 1).expand(1, 3, 56, 56))
-    torch.testing.assert_close(seen[0], torch.zeros(1, 3, 56, 56), atol=1e-6, rtol=0)
-
-
-def test_the_size_of_the_images_is_the_processors_own(tiny_dino: Path) -> None:
-    assert load_backbone(str(tiny_dino)).image_size == 56
-    crop = SimpleNamespace(do_center_crop=True, crop_size={"height": 224, "width": 224}, size={"shortest_edge": 256})
-    assert processor_size(crop) == 224
-    assert processor_size(SimpleNamespace(do_center_crop=False, crop_size=None, size={"shortest_edge": 256})) == 256
-    assert processor_size(SimpleNamespace(size=None)) is None
-
-
-def test_four_blocks_are_chosen_evenly_by_default(tiny_dino: Path) -> None:
-    assert load_backbone(str(tiny_dino))._network.blocks == [1, 2, 3, 4]
-
-
-def write_vision_model(folder: Path, model: nn.Module) -> str:
-    model.save_pretrained(folder)
-    processor = {
-        "image_processor_type": "ViTImageProcessor",
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-        "size": {"height": 32, "width": 32},
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return str(folder)
-
-
-def test_another_vision_transformer_serves_too(tmp_path: Path) -> None:
-    config = ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
-    )
-    backbone = load_backbone(write_vision_model(tmp_path, ViTModel(config)))
-    assert [tuple(f.shape) for f in backbone(images(height=32, width=48))] == [(2, 32, 4, 6)] * len(backbone.channels)
-
-
-def test_a_network_without_a_token_grid_is_refused(tmp_path: Path) -> None:
-    swin = SwinModel(SwinConfig(image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=4))
-    with pytest.raises(ConfigError, match="--adt_backbone .* SwinModel, not a vision transformer"):
-        load_backbone(write_vision_model(tmp_path, swin))
-
-
-def test_a_missing_block_is_refused(tiny_dino: Path) -> None:
-    with pytest.raises(ConfigError, match="--adt_blocks asks for block 5, but .* has 4"):
-        load_backbone(str(tiny_dino), [1, 5])
-
-
-def test_a_backbone_that_is_not_there_is_refused_in_one_line() -> None:
-    with pytest.raises(ConfigError, match="--adt_backbone nobody/nothing could not be loaded.*local folder") as caught:
-        load_backbone("nobody/nothing")
-    assert "\n" not in str(caught.value)
-
-
-def test_pickled_weights_are_refused(tiny_dino: Path, tmp_path: Path) -> None:
-    for name in ("config.json", "preprocessor_config.json"):
-        (tmp_path / name).write_text((tiny_dino / name).read_text())
-    torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match="safetensors"):
-        load_backbone(str(tmp_path))
 
 
 # Heads and score

@@ -1,16 +1,17 @@
-"""The frozen backbone: a vision transformer's patch tokens as feature maps."""
+"""The frozen backbone: a vision transformer's patch tokens as feature maps. Where it comes from: `loaders.py`."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.core.config import ConfigError
+from adt_plugin.core.discriminator.loaders import DEFAULT_SCHEME, LOADERS, FeatureNetwork, TokenGrids, four_blocks
+from adt_plugin.core.errors import ConfigError
+
+__all__ = ["FeatureNetwork", "FrozenBackbone", "TokenGrids", "four_blocks", "load_backbone", "split_scheme"]
 
 
 class FrozenBackbone(nn.Module):
@@ -20,7 +21,7 @@ class FrozenBackbone(nn.Module):
     or of any parent do not reach it, so it is neither trained nor saved. `.to()` does reach it.
 
     Args:
-        network: `images (B, C, H, W) in [-1, 1] -> [features (B, C_i, h_i, w_i), ...]`.
+        network: any module `images (B, C, H, W) in [-1, 1] -> [features (B, C_i, h_i, w_i), ...]`.
         channels: C_i of each feature map.
         patch_size: images are given sizes that are multiples of this many pixels.
         image_size: side in pixels of the square images it was made for; None if it has no preference.
@@ -36,95 +37,46 @@ class FrozenBackbone(nn.Module):
         self.patch_size, self.image_size = patch_size, image_size
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenBackbone:
-        self._network._apply(fn)
-        return super()._apply(fn, recurse)
+        network: Any = self._network  # torch leaves `_apply` untyped
+        network._apply(fn)
+        own: Any = super()
+        own._apply(fn, recurse)
+        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Feature maps in float32, differentiable with respect to the images only."""
+        """Return feature maps in float32 (float64 for a float64 network), differentiable in the images only."""
         dtype = next((p.dtype for p in self._network.parameters()), images.dtype)
         return [features.float() if dtype != torch.float64 else features for features in self._network(images.to(dtype))]
 
 
-class TokenGrids(nn.Module):
-    """A transformers vision model whose chosen blocks' patch tokens are laid out as grids `(B, C, h, w)`.
-
-    Args:
-        model: any vision transformer with hidden states (DINOv2 with and without registers, ViT, SigLIP, CLIP).
-        mean, std: per-channel normalisation of images in [0, 1], from the model's own processor.
-        blocks: block numbers, 1 is the first.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float], blocks: Sequence[int]) -> None:
-        super().__init__()
-        self.model, self.blocks = model, list(blocks)
-        self.patch_size: int = model.config.patch_size
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-        takes_any_size = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-        self.extra: dict[str, Any] = {"interpolate_pos_encoding": True} if takes_any_size else {}
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images `(B, 3, H, W)` in [-1, 1], H and W multiples of the patch size."""
-        pixels = ((images + 1) / 2 - self.mean) / self.std
-        states = self.model(pixel_values=pixels, output_hidden_states=True, **self.extra).hidden_states
-        height, width = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
-        return [self._grid(states[block], height, width) for block in self.blocks]
-
-    @staticmethod
-    def _grid(tokens: Tensor, height: int, width: int) -> Tensor:
-        patches = tokens[:, -height * width :]  # class and register tokens come first
-        return patches.transpose(1, 2).reshape(len(tokens), -1, height, width)
-
-
 def load_backbone(name: str, blocks: Sequence[int] | None = None, dtype: torch.dtype = torch.float32) -> FrozenBackbone:
-    """Load a vision transformer by hub name or local folder (safetensors only, no code from the hub).
+    """Load a vision transformer by the value of `--adt_backbone`, and freeze it.
 
     Args:
+        name: `scheme:name` with a scheme of `LOADERS`; any other value is a hub name or local folder for transformers.
         blocks: block numbers from 1; None takes four, evenly spaced, the last one included.
         dtype: of its weights and arithmetic.
 
     Raises:
         ConfigError: it cannot be loaded, is not a vision transformer of square patches, or lacks a chosen block.
+        TypeError: a loader that was added to the table returned no torch module.
     """
-    from transformers import AutoImageProcessor, AutoModel
-
-    try:
-        # Said explicitly: left out, transformers asks on the terminal whether to run a model's own code.
-        processor = AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
-        model = AutoModel.from_pretrained(name, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        where = "the folder" if Path(name).exists() else "it: without network access pass a local folder"
-        reason = str(error).strip().splitlines()[0]
-        if "trust_remote_code" in str(error):
-            raise ConfigError(
-                f"--adt_backbone {name} brings code of its own, which is never run: use a model that transformers knows."
-            ) from error
-        raise ConfigError(f"--adt_backbone {name} could not be loaded, check {where} ({reason}).") from error
-    model = getattr(model, "vision_model", model)  # CLIP and SigLIP carry a text half
-    depth, patch_size = getattr(model.config, "num_hidden_layers", None), getattr(model.config, "patch_size", None)
-    one_width = not hasattr(model.config, "depths")  # hierarchical networks merge patches on the way
-    if not (one_width and isinstance(depth, int) and isinstance(patch_size, int)):
-        raise ConfigError(
-            f"--adt_backbone {name} is a {type(model).__name__}, not a vision transformer with square patches: use a DINOv2."
-        )
-    if blocks is None:
-        blocks = four_blocks(depth)
-    if max(blocks) > depth:
-        raise ConfigError(f"--adt_blocks asks for block {max(blocks)}, but {name} has {depth}: choose from 1 to {depth}.")
-    network = TokenGrids(model, processor.image_mean, processor.image_std, blocks).to(dtype)
-    return FrozenBackbone(network, [model.config.hidden_size] * len(blocks), patch_size, processor_size(processor))
+    scheme, rest = split_scheme(name)
+    network = LOADERS[scheme](rest, blocks, dtype)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"the loader {scheme!r} returned a {type(network).__name__}, not a torch module")
+    return FrozenBackbone(network, network.channels, network.patch_size, network.image_size)
 
 
-def four_blocks(depth: int) -> list[int]:
-    """Numbers of four blocks, evenly spaced, the last one included."""
-    return [max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)]
+def split_scheme(name: str) -> tuple[str, str]:
+    r"""Return `(scheme, name for its loader)`; what has no known scheme, such as C:\models\dino, is for transformers.
 
-
-def processor_size(processor: Any) -> int | None:
-    """The side of the images that an image processor makes, in pixels: of its crop if it crops, else of its resizing."""
-    crop = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
-    sizes = [size for size in (crop, getattr(processor, "size", None)) if size]
-    return next((int(size[key]) for size in sizes for key in ("height", "shortest_edge") if key in size), None)
+    Raises:
+        ConfigError: a known scheme is followed by nothing.
+    """
+    scheme, colon, rest = name.partition(":")
+    if not colon or scheme not in LOADERS:
+        return DEFAULT_SCHEME, name
+    if not rest:
+        raise ConfigError(f"--adt_backbone {name} names no model: write {scheme}:name.")
+    return scheme, rest
