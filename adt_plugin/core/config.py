@@ -73,7 +73,7 @@ class TurnConfig(_Options):
         "cap",
         "how the adversarial gradient is scaled to the diffusion loss's: ratio gives every turn --adt_weight times its "
         "norm; cap gives the average turn that norm and lets weak turns stay weak; none multiplies by --adt_weight alone",
-        "敵対的勾配を拡散損失の勾配に合わせる方法（ratio: 毎回同じ比率、cap: 平均で合わせ弱い勾配は増幅しない、none: 重みのみ）",
+        "敵対的勾配の大きさの合わせ方（ratio: 毎回同じ比率、cap: 平均で合わせ弱い勾配は増幅しない、none: 重みのみ）",
         choices=("ratio", "cap", "none"),
     )
     max_grad_ratio: float = option(

@@ -71,7 +71,7 @@ class Guidance:
 
     def _around_caching(self, original: Function) -> Function:
         def new_cache_text_encoder_outputs(dataset: Any, models: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-            """Encode the empty prompt before: outputs that are on disk already are not encoded again, so that none would pass by."""
+            """Encode the empty prompt first: where outputs are on disk already, no encoding would pass by."""
             strategy = self.strategies.TextEncodingStrategy.get_strategy()
             tokenizer = self.strategies.TokenizeStrategy.get_strategy()
             with torch.no_grad(), preserved_rng():
