@@ -10,14 +10,16 @@ from typing import Any
 import toml
 import torch
 
-from adt_plugin.core.config import PREFIX, ADTConfig, ConfigError, add_adt_arguments, reject_unknown_keys
-from adt_plugin.core.turn import start_range
+from adt_plugin.core.config import PREFIX, ADTConfig
+from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.schedule import start_range
 from adt_plugin.cost.count import counted_parts, counted_peaks
 from adt_plugin.cost.formula import total, turn_shares
 from adt_plugin.cost.measure import Stopwatch, device_name, measure_base, measure_turn, one_thread, prepared
 from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.report import Measurement, report
 from adt_plugin.cost.workbench import Workload
+from adt_plugin.options import add_adt_arguments, from_namespace, reject_unknown_keys
 
 PRECISIONS = {"no": "fp32", "fp16": "bf16", "bf16": "bf16"}
 """`--mixed_precision` of the host -> what is counted: fp16 and bf16 are two bytes each."""
@@ -52,7 +54,7 @@ def cost_main(argv: Sequence[str]) -> None:
 
 def print_report(given: argparse.Namespace) -> None:
     """The count, and beside it the measurement if it is asked for."""
-    config, workload = ADTConfig.from_namespace(given), workload_of(given)
+    config, workload = from_namespace(given), workload_of(given)
     parts, peaks = counted_parts(workload, config), counted_peaks(workload, config)
     measured = measurement(workload, config, torch.device(given.device), given.repeats) if given.measure else None
     print(

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import flop_counter
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.diffusion.memory import masked_steps
+from adt_plugin.core.schedule import count_grad_steps
 from adt_plugin.cost.formula import Parts, calls_per_step
 from adt_plugin.cost.live import LiveBytes
 from adt_plugin.cost.workbench import Workbench, Workload, nbytes
@@ -52,7 +52,7 @@ def kept_graphs(config: ADTConfig) -> int:
     """
     if config.memory != "fast":
         return 0
-    return masked_steps(config, config.steps) * calls_per_step(config)
+    return count_grad_steps(config, config.steps) * calls_per_step(config)
 
 
 def counted_dtype(config: ADTConfig) -> torch.dtype:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.diffusion.memory import masked_steps
-from adt_plugin.core.turn import start_range
+from adt_plugin.core.schedule import TurnSchedule, count_grad_steps, start_range
 
 RUN_STEPS = 2000
 """Optimizer steps of the run that tables and curves speak of."""
@@ -55,7 +54,7 @@ def calls_per_step(config: ADTConfig) -> int:
 def turn_shares(parts: Parts, config: ADTConfig, start: int) -> Iterator[Share]:
     """The parts of a turn that unrolls `start` steps."""
     calls = calls_per_step(config)
-    masked = calls * masked_steps(config, start)
+    masked = calls * count_grad_steps(config, start)
     yield Share("unroll: denoiser forwards", calls * start, calls * start * parts.forward)
     if config.memory == "fast":
         yield Share("backward through kept graphs", masked, masked * (parts.step - parts.forward))
@@ -89,6 +88,6 @@ def warmup_turn(parts: Parts, config: ADTConfig) -> float:
 
 def run_ratio(parts: Parts, config: ADTConfig, steps: int) -> float:
     """Cost of a run of so many optimizer steps over that of one without `--adt`; no other work is counted in either."""
-    warmup = min(config.warmup, steps)
-    turns = warmup * warmup_turn(parts, config) + (steps - warmup) / config.every * total(mean_turn(parts, config))
-    return 1 + turns / (steps * parts.step)
+    turns = TurnSchedule.from_config(config).count(steps)
+    cost = turns.warmup * warmup_turn(parts, config) + turns.adversarial * total(mean_turn(parts, config))
+    return 1 + cost / (steps * parts.step)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.core.diffusion.sampling import Denoiser, build_flow_scheduler, build_scheduler
+from adt_plugin.core.diffusion.denoiser import Denoiser
+from adt_plugin.core.diffusion.samplers import Sampler, build_flow_sampler, build_sampler
 from adt_plugin.core.discriminator.backbone import FrozenBackbone, TokenGrids, four_blocks
 
 BACKBONES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -39,12 +40,12 @@ class TrueSize:
     flow: bool = False
     vae_channels: tuple[int, ...] = (128, 256, 512, 512)
 
-    def scheduler(self) -> Any:
-        """Of the unroll."""
+    def sampler(self) -> Sampler:
+        """Build the sampler of the unroll."""
         if self.flow:
-            return build_flow_scheduler(3.0, "linspace")
+            return build_flow_sampler(3.0, "linspace")
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-        return build_scheduler("ddim", torch.cumprod(1 - betas, 0), "epsilon")
+        return build_sampler("ddim", torch.cumprod(1 - betas, 0), "epsilon")
 
     def vae(self) -> Any:
         """The autoencoder, whose decoder is what counts."""

@@ -10,17 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adt_plugin.core.config import OWN_DECODER, ADTConfig, ConfigError
-from adt_plugin.core.diffusion.sampling import Denoiser
+from adt_plugin.core.config import OWN_DECODER, ADTConfig
+from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.core.discriminator import Discriminator
-from adt_plugin.core.discriminator.losses import discriminator_hinge, generator_loss
-from adt_plugin.core.images.crop import Window
+from adt_plugin.core.discriminator.losses import LOSSES
+from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.images.crop import Crop
 from adt_plugin.core.images.decoding import LatentDecoder, LatentFormat, TinyDecoder
+from adt_plugin.core.stages import decode_generated, decode_real, discriminator_gradients, score_generated
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.cost.models import BACKBONES, MODELS, LowRank, TrueSize, dinov2
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LATENT_PIXELS = 8
+LOSS = LOSSES["hinge"]
 
 
 @dataclass(frozen=True)
@@ -88,18 +91,18 @@ class Workbench:
             self.bound = size.bind(self.network, workload.batch)
         with built_as(torch.float32, device):
             self.adapter = LowRank(self.network, workload.rank) if workload.rank else None
-            self.discriminator = Discriminator.configured(config, backbone)
+            self.discriminator = Discriminator.from_config(config, backbone)
             self.clean = torch.randn(workload.batch, size.latent_channels, workload.side, workload.side, device=device)
             self.timesteps = torch.full((workload.batch,), 500, device=device)
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5)
         side = min(config.decode_crop // LATENT_PIXELS or workload.side, workload.side)
-        self.window = Window(0, 0, side, side)
+        self.crop = Crop(0, 0, side, side)
 
     def turn(self, config: ADTConfig) -> AdversarialTurn:
         """Turns with these options, which may differ from the workbench's in what decoder and backbone do not depend on."""
-        scheduler = self.workload.size.scheduler()
+        sampler = self.workload.size.sampler()
         return AdversarialTurn(
-            config, scheduler=scheduler, decode=self.decoder, discriminator=self.discriminator, decoder=self.decoder
+            config, sampler=sampler, decode=self.decoder, discriminator=self.discriminator, decoder=self.decoder
         )
 
     @property
@@ -138,8 +141,8 @@ class Workbench:
 
     def settle(self) -> None:
         """Let the heads have collected their statistics, as they have after the first turns."""
-        for head in self.discriminator.score.heads:
-            head.standardize.seen = head.standardize.updates  # type: ignore[union-attr]
+        for standardize in self.discriminator.standardizers:
+            standardize.seen = standardize.updates
 
     def compile_backbone(self) -> None:
         """Compile the frozen backbone; the first call pays for it."""
@@ -167,31 +170,30 @@ class Workbench:
 
     def decode_real(self) -> None:
         """The decode of the real images."""
-        with torch.no_grad():
-            self.decoder(self.window.of(self.clean))
+        decode_real(self.decoder, self.clean, self.crop)
 
     def decode_generated(self) -> Tensor:
         """The decode of the generated images, and its backward; returns the gradient."""
         latents = self.clean.clone().requires_grad_()
-        return torch.autograd.grad(self.decoder(self.window.of(latents)).sum(), latents)[0]
+        return torch.autograd.grad(decode_generated(self.decoder, latents, self.crop, with_graph=True).sum(), latents)[0]
 
     def judge(self) -> None:
         """Three backbone passes, the generator's gradient at its images, and the heads' own step."""
-        side = self.window.of(self.clean).shape[-1] * self.decoder.latent_format.pixels
+        side = self.crop.apply(self.clean).shape[-1] * self.decoder.latent_format.pixels
         images = torch.zeros(self.workload.batch, 3, side, side, device=self.device).requires_grad_()
         self._judge(images, images.detach(), images)
 
     def supervise(self) -> None:
         """Decodes and judgement together, as a turn holds them in memory at one time."""
-        with torch.no_grad():
-            real = self.decoder(self.window.of(self.clean))
+        real = decode_real(self.decoder, self.clean, self.crop)
         latents = self.clean.clone().requires_grad_()
-        self._judge(self.decoder(self.window.of(latents)), real, latents)
+        self._judge(decode_generated(self.decoder, latents, self.crop, with_graph=True), real, latents)
 
     def _judge(self, generated: Tensor, real: Tensor, leaf: Tensor) -> None:
-        observed = self.discriminator.observe(generated, real)
-        torch.autograd.grad(generator_loss(self.discriminator.score_gen(observed)), leaf)
-        discriminator_hinge(*self.discriminator.scores(observed.detached())).backward()
+        features = self.discriminator.pair_features(generated, real)
+        _, loss_g = score_generated(self.discriminator, features, LOSS, with_graph=True)
+        torch.autograd.grad(loss_g, leaf)
+        discriminator_gradients(self.discriminator, features.detached(), LOSS)
         self.discriminator.zero_grad(set_to_none=True)
 
     # Whole steps
@@ -224,19 +226,17 @@ class Workbench:
 
     def naive_turn(self, steps: int, start: int, grad_steps: int) -> None:
         """Its unroll, decode and judgement alone; the gradient stays in the parameters."""
-        scheduler = self.workload.size.scheduler()
-        scheduler.set_timesteps(steps)
+        sampler = self.workload.size.sampler()
+        sampler.prepare(steps, start)
         latents = self.clean
-        for position, timestep in enumerate(scheduler.timesteps[-start:]):
+        for position, timestep in enumerate(sampler.timesteps[-start:]):
             with torch.set_grad_enabled(position >= start - grad_steps):
                 output = self.denoiser(latents, timestep.expand(len(latents))).float()
-                latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
-        generated = self.decoder(self.window.of(latents))
-        with torch.no_grad():
-            real = self.decoder(self.window.of(self.clean))
-        observed = self.discriminator.observe(generated, real)
-        generator_loss(self.discriminator.score_gen(observed)).backward()
-        discriminator_hinge(*self.discriminator.scores(observed.detached())).backward()
+                latents = sampler.step(output, timestep, latents)
+        generated = decode_generated(self.decoder, latents, self.crop, with_graph=True)
+        features = self.discriminator.pair_features(generated, decode_real(self.decoder, self.clean, self.crop))
+        score_generated(self.discriminator, features, LOSS, with_graph=True)[1].backward()
+        discriminator_gradients(self.discriminator, features.detached(), LOSS)
 
 
 def decoder_of(size: TrueSize, config: ADTConfig) -> LatentDecoder | TinyDecoder:

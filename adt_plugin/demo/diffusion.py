@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adt_plugin.core.diffusion.sampling import build_scheduler
+from adt_plugin.core.diffusion.samplers import Sampler, build_sampler
 from adt_plugin.demo.data import CLASSES, LATENT_SHAPE, decode
 
 TIMESTEPS = 1000
@@ -51,16 +49,15 @@ def sample(unet: nn.Module, noise: Tensor, labels: Tensor, steps: int, sampler: 
 
     Chunks bound the memory; they do not change the result.
     """
-    scheduler = build_scheduler(sampler, alphas_cumprod(), "epsilon", "leading")
-    parts = [_sample(unet, scheduler, x, y, steps) for x, y in zip(noise.split(chunk), labels.split(chunk), strict=True)]
+    walker = build_sampler(sampler, alphas_cumprod(), "epsilon", "leading")
+    parts = [_sample(unet, walker, x, y, steps) for x, y in zip(noise.split(chunk), labels.split(chunk), strict=True)]
     return decode(torch.cat(parts)).clamp(-1, 1)
 
 
-def _sample(unet: nn.Module, scheduler: Any, noise: Tensor, labels: Tensor, steps: int) -> Tensor:
-    scheduler.set_timesteps(steps)
-    latents = noise * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
-        model_input = scheduler.scale_model_input(latents, timestep)
-        noise_pred = unet(model_input, timestep.expand(len(latents)), labels)
-        latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
+def _sample(unet: nn.Module, sampler: Sampler, noise: Tensor, labels: Tensor, steps: int) -> Tensor:
+    sampler.prepare(steps, steps)
+    latents = noise * sampler.scheduler.init_noise_sigma
+    for timestep in sampler.timesteps:
+        noise_pred = unet(sampler.scale_model_input(latents, timestep), timestep.expand(len(latents)), labels)
+        latents = sampler.step(noise_pred, timestep, latents)
     return latents

@@ -10,19 +10,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.diffusion.sampling import build_scheduler
+from adt_plugin.core.diffusion.samplers import build_sampler
 from adt_plugin.core.discriminator import Discriminator, FrozenBackbone
+from adt_plugin.core.schedule import Phase
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.demo.base import Base, adamw, decay, set_learning_rate
 from adt_plugin.demo.data import LATENT_PIXELS, Digits, batches, decode, encode
 from adt_plugin.demo.diffusion import alphas_cumprod, diffusion_pair
 from adt_plugin.demo.models import UNet
+
+STRATEGIES: dict[str, dict[str, Any]] = {"paper": {}}
+"""How a turn's path begins and is walked: keyword arguments of `AdversarialTurn` by name. Ablations add their own."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,14 @@ class Plan:
         batch_size: images per optimizer step.
         adt: options of the adversarial turn; None trains with the diffusion loss only.
         diffusion: False leaves the diffusion loss out, an ablation.
-        turn: class of the adversarial turn; ablations bring their own.
+        strategy: a key of `STRATEGIES`.
     """
 
     lr: float = 3e-4
     batch_size: int = 32
     adt: ADTConfig | None = None
     diffusion: bool = True
-    turn: type[AdversarialTurn] = AdversarialTurn
+    strategy: str = "paper"
 
 
 @dataclass
@@ -100,7 +105,7 @@ def finetune(
             return
         latents = encode(images)
         denoiser = partial(unet, labels=labels)
-        if turn is not None and turn.warming_up:
+        if turn is not None and turn.phase(budget.taken) is Phase.WARMUP:
             turn(denoiser, latents)
             continue
 
@@ -127,9 +132,15 @@ def build_turn(base: Base, plan: Plan, seed: int) -> AdversarialTurn | None:
         return None
     config = replace(plan.adt, seed=seed)
     backbone = FrozenBackbone(base.backbone, base.backbone.channels)
-    discriminator = Discriminator.configured(config, backbone)
-    scheduler = build_scheduler(config.sampler, alphas_cumprod(), "epsilon", config.spacing)
-    return plan.turn(config, scheduler=scheduler, decode=decode, discriminator=discriminator, latent_pixels=LATENT_PIXELS)
+    discriminator = Discriminator.from_config(config, backbone)
+    return AdversarialTurn(
+        config,
+        sampler=build_sampler(config.sampler, alphas_cumprod(), "epsilon", config.spacing),
+        decode=decode,
+        discriminator=discriminator,
+        latent_pixels=LATENT_PIXELS,
+        **STRATEGIES[plan.strategy],
+    )
 
 
 def tunable_copy(unet: UNet) -> UNet:

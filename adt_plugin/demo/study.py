@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from adt_plugin.core.schedule import TurnSchedule
 from adt_plugin.demo.base import Base, Progress, Recipe, load_base
 from adt_plugin.demo.cells import Cell
 from adt_plugin.demo.data import Digits, load_splits
@@ -122,7 +123,10 @@ def tuning_work(plan: Plan | None, budget: Budget) -> float:
         return 0.0
     if budget.steps is None:
         return (budget.seconds or 0.0) * STEPS_PER_SECOND
-    turns = 0.0 if plan.adt is None else budget.steps / plan.adt.every + plan.adt.warmup
+    if plan.adt is None:
+        return budget.steps
+    # the warm-up comes before the first optimizer step
+    turns = plan.adt.warmup + TurnSchedule.from_config(plan.adt).count(budget.steps, turns=plan.adt.warmup).adversarial
     return budget.steps + turns * TURN_WORK
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,51 +10,47 @@ import torch
 from torch import Tensor
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.diffusion import sampling
-from adt_plugin.core.diffusion.sampling import Denoiser, Unroll
-from adt_plugin.core.turn import AdversarialTurn
-from adt_plugin.demo.finetune import Plan
+from adt_plugin.core.diffusion.denoiser import Denoiser, call_seeded
+from adt_plugin.core.diffusion.samplers import Sampler
+from adt_plugin.core.diffusion.unroll import Unroll, noised_start, unroll
+from adt_plugin.demo.finetune import STRATEGIES, Plan
 
 
-class WhiteNoiseTurn(AdversarialTurn):
-    """Ablation: the unroll starts from white noise; what it ends in has nothing to do with its partner but the class.
+def white_noise_start(sampler: Sampler, clean: Tensor, noise: Tensor, steps: int, start: int) -> Tensor:
+    """Ablation: start from white noise; what the path ends in has nothing to do with its partner but the class.
 
     With `start_min=1`, noising an image of zeros to the first grid point is white noise of that point's variance.
     """
-
-    def _unroll(
-        self, denoiser: Denoiser, clean: Tensor, record: bool, joined_denoiser: Denoiser | None = None
-    ) -> tuple[Unroll, list[int]]:
-        return super()._unroll(denoiser, torch.zeros_like(clean), record, joined_denoiser)
+    return noised_start(sampler, torch.zeros_like(clean), noise, steps, start)
 
 
-class UnconstrainedTurn(AdversarialTurn):
-    """Ablation: gradients also flow through the denoiser's inputs, step through step.
+def unconstrained_unroll(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    latents: Tensor,
+    seeds: Sequence[int],
+    keep: Sequence[int],
+    record: bool,
+    graph_denoiser: Denoiser | None = None,
+) -> Unroll:
+    """Ablation: let gradients also flow through the denoiser's inputs, step through step; for samplers without memory.
 
     The path is walked a second time with its graph, so that dL/do_i holds what o_i does to all later outputs; replaying
-    the masked steps with it gives the full gradient.
+    the trained steps with it gives the full gradient.
     """
+    path = unroll(denoiser, sampler, latents, seeds, keep, record)
+    if not record:
+        return path
+    steps = []
+    for step in path.steps:
+        output = call_seeded(denoiser, latents, step.timestep, step.seed)
+        latents = sampler.step(output, step.timestep, latents)
+        steps.append(replace(step, output=output))
+    return Unroll(latents, steps)
 
-    def _unroll(
-        self, denoiser: Denoiser, clean: Tensor, record: bool, joined_denoiser: Denoiser | None = None
-    ) -> tuple[Unroll, list[int]]:
-        inputs: list[Tensor] = []
 
-        def recording(x: Tensor, t: Tensor) -> Tensor:
-            inputs.append(x)
-            return denoiser(x, t)
-
-        path, masked = super()._unroll(recording, clean, record)
-        return (self._connected(denoiser, inputs[0], path) if record else path), masked
-
-    def _connected(self, denoiser: Denoiser, latents: Tensor, path: Unroll) -> Unroll:
-        steps = []
-        for step in path.steps:
-            output = sampling.call_seeded(denoiser, latents, step.timestep, step.seed)
-            latents = self.scheduler.step(output, step.timestep, latents, return_dict=False)[0]
-            steps.append(replace(step, output=output))
-        return Unroll(latents, steps)
-
+STRATEGIES["white noise"] = {"noised_start": white_noise_start}
+STRATEGIES["unconstrained"] = {"unroll": unconstrained_unroll}
 
 REFERENCE = Plan(
     lr=3e-4,
@@ -120,10 +117,10 @@ DIFFUSION = Variant("diffusion only, lr 0.0003", diffusion_only(3e-4), ALL_SAMPL
 FAST_DIFFUSION = Variant("diffusion only, lr 0.001", diffusion_only(1e-3))
 
 ABLATIONS = (
-    Variant("from white noise, no image-to-image", changed({"start_min": 1.0}, turn=WhiteNoiseTurn)),
+    Variant("from white noise, no image-to-image", changed({"start_min": 1.0}, strategy="white noise")),
     Variant("no diffusion loss", changed(diffusion=False)),
     Variant("unary discriminator", changed({"disc_type": "unary"})),
-    Variant("unconstrained backward path", changed(turn=UnconstrainedTurn)),
+    Variant("unconstrained backward path", changed(strategy="unconstrained")),
     Variant("no augmentation", changed({"augment": "none"})),
     Variant("noise 0.3 on the discriminator's inputs", changed({"noise": 0.3})),
     Variant("noise 0.3, frozen untrained heads", changed(FROZEN | {"noise": 0.3})),

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from adt_plugin.core.diffusion.sampling import Denoiser
 from torch import nn
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.cost import models
 from adt_plugin.cost.models import TrueSize
 from adt_plugin.cost.workbench import Workload

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from adt_plugin.core.config import ADTConfig
 from adt_plugin.cost.cli import cost_parser, with_config_file, workload_of
 from adt_plugin.cost.count import counted_parts, counted_peaks, kept_graphs
 from adt_plugin.cost.formula import run_ratio
+from adt_plugin.options import from_namespace
 
 
 def card(preset: Path) -> int:
@@ -48,7 +48,7 @@ def test_a_preset_leaves_room_on_its_card_and_costs_at_most_three_plain_runs(pre
 def test_what_a_preset_says_is_what_is_counted(preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the true backbone, not the tiny one of these tests
     given = with_config_file(cost_parser(), ["--model", preset.name.partition("_")[0], "--config_file", str(preset)])
-    config, workload = ADTConfig.from_namespace(given), workload_of(given)
+    config, workload = from_namespace(given), workload_of(given)
     peak = counted_peaks(workload, config).keeping(kept_graphs(config)) / GIB
     run = run_ratio(counted_parts(workload, config), config, given.max_train_steps)
     assert said(preset) == (pytest.approx(peak, abs=0.006), pytest.approx(run, abs=0.006))

@@ -6,14 +6,15 @@ from functools import partial
 
 import pytest
 import torch
-from adt_plugin.core.diffusion.sampling import Denoiser, Unroll, build_scheduler
 from torch import Tensor
 
 from adt_plugin.core.diffusion import gradient_path
-from adt_plugin.core.turn import AdversarialTurn
+from adt_plugin.core.diffusion.denoiser import Denoiser
+from adt_plugin.core.diffusion.samplers import build_sampler
+from adt_plugin.core.diffusion.unroll import Unroll, noised_start, unroll
 from adt_plugin.demo.data import encode, load_splits
 from adt_plugin.demo.diffusion import alphas_cumprod
-from adt_plugin.demo.finetune import build_turn, tunable_copy
+from adt_plugin.demo.finetune import STRATEGIES, build_turn, tunable_copy
 from adt_plugin.demo.models import UNet
 from adt_plugin.demo.study import Study
 from adt_plugin.demo.variants import (
@@ -26,7 +27,6 @@ from adt_plugin.demo.variants import (
     REFERENCE,
     SLOW_DIFFUSION,
     SPARSE_ADT,
-    UnconstrainedTurn,
     changed,
     hurried,
 )
@@ -74,15 +74,14 @@ def test_white_noise_starts_know_nothing_of_their_partner(tiny_study: Study):
 @pytest.mark.parametrize("kind", ["unconstrained", "constrained"])
 def test_only_the_unconstrained_path_has_the_gradient_of_the_whole_walk(tiny_study: Study, kind: str):
     """One route: autograd through all denoiser calls at once; the other: step by step, as a turn does it."""
-    plan = changed(
-        {"grad_mask": "all", "start_min": 1.0}, turn=UnconstrainedTurn if kind == "unconstrained" else AdversarialTurn
-    )
+    walk_path = STRATEGIES["unconstrained"]["unroll"] if kind == "unconstrained" else unroll
     latents, labels = batch()
     unet = tunable_copy(tiny_study.base.unet).double()
     denoiser = partial(unet, labels=labels)
 
-    path, masked = build_turn(tiny_study.base, plan, seed=0)._unroll(denoiser, latents.double(), record=True)
-    assert masked == [0, 1, 2, 3, 4]
+    sampler = build_sampler("ddim", alphas_cumprod(), "epsilon", "leading")
+    noised = noised_start(sampler, latents.double(), torch.randn_like(latents).double(), 5, 5)
+    path = walk_path(denoiser, sampler, noised, list(range(5)), list(range(5)), True)
     gradient_path.replay(denoiser, path, dict(enumerate(gradient_path.leaf_gradients(path.latents.square().sum(), path))))
     stepwise = gradients(unet)
 
@@ -94,10 +93,8 @@ def test_only_the_unconstrained_path_has_the_gradient_of_the_whole_walk(tiny_stu
 
 def walk(denoiser: Denoiser, latents: Tensor, path: Unroll) -> Tensor:
     """The same path with one graph through everything."""
-    scheduler = build_scheduler("ddim", alphas_cumprod(), "epsilon", "leading")
-    scheduler.set_timesteps(len(path.steps))
+    sampler = build_sampler("ddim", alphas_cumprod(), "epsilon", "leading")
+    sampler.prepare(len(path.steps), len(path.steps))
     for step in path.steps:
-        latents = scheduler.step(
-            denoiser(latents, step.timestep.expand(len(latents))), step.timestep, latents, return_dict=False
-        )[0]
+        latents = sampler.step(denoiser(latents, step.timestep.expand(len(latents))), step.timestep, latents)
     return latents
