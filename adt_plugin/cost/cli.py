@@ -42,12 +42,7 @@ def cost_main(argv: Sequence[str]) -> None:
     parser = cost_parser()
     try:
         given = with_config_file(parser, argv)
-        if given.tables:
-            from adt_plugin.cost.tables import write_tables
-
-            write_tables(given.out, torch.device(given.device), given.repeats)
-        else:
-            print_report(given)
+        print_report(given)
     except (ConfigError, OSError, toml.TomlDecodeError) as error:
         raise SystemExit(f"adt_plugin: {error}") from error
 
@@ -165,9 +160,5 @@ def cost_parser() -> argparse.ArgumentParser:
         help="where to measure (default: %(default)s)",
     )
     measuring.add_argument("--repeats", type=int, default=2, help="of every timed call, the least counts (default: 2)")
-    measuring.add_argument("--tables", action="store_true", help="write all tables of docs/benchmarks/cost.md; resumable")
-    measuring.add_argument(
-        "--out", type=Path, default=Path("docs/benchmarks"), help="folder of the tables (default: %(default)s)"
-    )
     add_adt_arguments(parser)
     return parser

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError  # type: ignore[attr-defined]
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from adt_plugin.core.run.files import replacement
+from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo.data import Digits, batches, degrade, encode, warp
 from adt_plugin.demo.diffusion import diffusion_loss
 from adt_plugin.demo.models import Classifier, RotationNet, UNet, seeded
@@ -101,7 +101,7 @@ def load_base(train: Digits, recipe: Recipe, cache: Path, progress: Progress = l
         else:
             stream = batches(train, recipe.batch_size, torch.Generator().manual_seed(recipe.seed))
             _train(network, fit, islice(stream, steps), steps, recipe.seed, lambda: progress(cost))
-            save_atomically(network.state_dict(), path)
+            write_atomically(path, save(network.state_dict()))
         network.requires_grad_(False).eval()
 
     ready("degraded", unet, _degraded_loss, recipe.degraded_steps, 1.0)
@@ -175,9 +175,3 @@ def _restored(network: nn.Module, path: Path) -> bool:
     except (OSError, RuntimeError, SafetensorError):
         return False
     return True
-
-
-def save_atomically(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write safetensors by way of `replacement`: an interrupted run never leaves half a file under the final name."""
-    with replacement(path) as temporary:
-        save_file(tensors, temporary)

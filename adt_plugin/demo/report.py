@@ -72,8 +72,9 @@ def _row(name: str, cells: Sequence[Cell], sampler: str) -> list[str]:
     ]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table with aligned columns, the first one flush left."""
+    rows = list(rows)
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
@@ -93,17 +94,6 @@ def by_sampler_steps(cells: Iterable[Cell], sampler: str = "ddim") -> dict[str, 
         name: [[(float(steps), scores.fd) for steps, scores in cell.scores[sampler].items()] for cell in group]
         for name, group in grouped(cells).items()
     }
-
-
-def gain(groups: Groups, name: str, rivals: Sequence[str]) -> str:
-    """A sentence: how much lower `name`'s mean distances are than the best rival's, column by column, and its recall."""
-    parts = []
-    for steps in SAMPLER_STEPS:
-        best = min(mean(groups[rival], "fd", steps) for rival in rivals)
-        change = 100 * (mean(groups[name], "fd", steps) / best - 1)
-        recall = mean(groups[name], "recall", steps) - max(mean(groups[rival], "recall", steps) for rival in rivals)
-        parts.append(f"{change:+.0f} % (recall {recall:+.3f}) at {steps} steps")
-    return f"{name} against the best of {len(rivals)} others in each column: FD {', '.join(parts)}."
 
 
 def machine() -> dict[str, Any]:

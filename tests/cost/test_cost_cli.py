@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import toml
-from pytest import CaptureFixture, MonkeyPatch
+from pytest import CaptureFixture
 
 from adt_plugin.__main__ import main
-from adt_plugin.cost import sweep, tables
 from adt_plugin.cost.cli import cost_main, cost_parser, side_of, with_config_file, workload_of
-from adt_plugin.cost.sweep import Scale
 from adt_plugin.cost.workbench import Workload
 
 TINY_RUN = ["--model", "tiny", "--mixed_precision", "no", "--network_dim", "4", "--adt_disc_width", "16", "--adt_steps", "2"]
@@ -109,44 +106,3 @@ def test_a_misspelt_key_of_the_toml_stops(tmp_path: Path) -> None:
     path.write_text("adt_stepz = 3")
     with pytest.raises(SystemExit, match="did you mean adt_steps"):
         cost_main(["--config_file", str(path)])
-
-
-@pytest.fixture
-def tiny_scale(monkeypatch: MonkeyPatch) -> Scale:
-    """All tables of the tiny model, the smallest that they can be."""
-    usual = Workload("tiny", 64, 1, 4, True, "fp32")
-    scale = Scale(False, usual, usual, (usual, Workload("tiny", 128, 1, 4, True, "fp32")), (usual,), (usual,))
-    monkeypatch.setattr(sweep, "scale_of", lambda device: scale)
-    monkeypatch.setattr(sweep, "USUAL", (usual,))
-    monkeypatch.setattr(sweep, "GRID_STEPS", (2, 4))
-    monkeypatch.setattr(sweep, "GRID_GRAD_STEPS", (1, 2))
-    monkeypatch.setattr(sweep, "levers", lambda workload, on_gpu: LEVERS)
-    return scale
-
-
-LEVERS = tuple(lever for lever in sweep.levers(Workload("sd15", 64), on_gpu=True) if not lever.compiled)
-
-
-def test_all_tables_and_nothing_is_measured_twice(tiny_scale: Scale, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
-    command = ["--tables", "--out", str(tmp_path), "--device", "cpu", "--repeats", "1"]
-    cost_main(command)
-    page, path = (tmp_path / "cost.md").read_text(), tmp_path / "cost.json"
-    machines = json.loads(path.read_text())
-    (device,) = (name for name in machines if name != "counted")
-    assert len(machines["counted"]) == 2
-    assert "| 4 | 2 |" in page and "Fitted exponents of time" in page and "Not measured yet" in page
-    for lever in LEVERS:
-        assert f"| {lever.name} |" in page
-    with monkeypatch.context() as patch:  # nothing to count, nothing to measure
-        patch.setattr(tables, "count", None)
-        patch.setattr(sweep, "prepared", None)
-        cost_main(command)
-    assert (tmp_path / "cost.md").read_text() == page
-
-    interrupted = json.loads(path.read_text())
-    lost = interrupted[device].popitem()[0]
-    path.write_text(json.dumps(interrupted))
-    cost_main(command)
-    found = json.loads(path.read_text())
-    assert found[device].keys() == machines[device].keys() and found["counted"] == machines["counted"]
-    assert all(found[device][label] == machines[device][label] for label in found[device] if label != lost)

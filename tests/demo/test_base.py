@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adt_plugin.demo import base as base_module
-from adt_plugin.demo.base import Recipe, decay, default_cache, load_base, save_atomically
+from adt_plugin.demo.base import Recipe, decay, default_cache, load_base
 from adt_plugin.demo.data import load_splits
 
 SHORT = Recipe(degraded_steps=2, clean_steps=2, classifier_steps=2, backbone_steps=2)
@@ -66,17 +66,6 @@ def test_a_broken_file_is_made_again(tmp_path: Path, content: bytes):
     for path in paths:
         path.write_bytes(content)
     assert torch.equal(weights(load(tmp_path)[0]), weights(first))
-
-
-def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def interrupted(tensors: object, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("adt_plugin.demo.base.save_file", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save_atomically({}, tmp_path / "x.safetensors")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

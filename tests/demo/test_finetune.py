@@ -13,7 +13,8 @@ from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.demo.data import load_splits
 from adt_plugin.demo.finetune import Budget, Plan, build_turn, finetune, tunable_copy
 from adt_plugin.demo.study import Study
-from adt_plugin.demo.variants import FROZEN, REFERENCE
+from adt_plugin.demo.variants import REFERENCE
+from benchmarks.ablations import FROZEN
 
 assert REFERENCE.adt is not None
 SHORT = replace(REFERENCE, adt=replace(REFERENCE.adt, warmup=2))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,18 +39,6 @@ def test_the_comparison_has_one_row_per_run():
     lines = report.comparison(groups).splitlines()
     assert len(lines) == 4
     assert [part.strip() for part in lines[3].split("|")[1:5]] == ["ADT", "2", "5.00 ± 1.41", "2.50 ± 0.71"]
-
-
-def test_the_gain_is_measured_against_the_best_rival_of_each_column():
-    better_at_ten = replace(
-        cell("diffusion", 4.0, recall=0.6),
-        scores={"ddim": {**cell("", 9.0, 0.6).scores["ddim"], 10: Scores(2.0, 0.9, 0.6, 4.0)}},
-    )
-    groups = report.grouped([cell("base", 4.0), better_at_ten, cell("ADT", 1.0)])
-    assert report.gain(groups, "ADT", ["base", "diffusion"]) == (
-        "ADT against the best of 2 others in each column: FD -75 % (recall -0.100) at 5 steps, "
-        "-50 % (recall -0.100) at 10 steps, -75 % (recall -0.100) at 20 steps."
-    )
 
 
 def test_curves_over_sampler_steps_are_one_per_seed():

@@ -1,4 +1,4 @@
-"""The table of what is compared, and the ablations' own turns."""
+"""What is compared, and how the ablations' turns walk."""
 
 from __future__ import annotations
 
@@ -17,18 +17,16 @@ from adt_plugin.demo.diffusion import alphas_cumprod
 from adt_plugin.demo.finetune import STRATEGIES, build_turn, tunable_copy
 from adt_plugin.demo.models import UNet
 from adt_plugin.demo.study import Study
-from adt_plugin.demo.variants import (
+from adt_plugin.demo.variants import REFERENCE, changed, hurried
+from benchmarks.ablations import (
     ABLATIONS,
     ADT,
     BASE,
     DIFFUSION,
     FAST_DIFFUSION,
     FROZEN_HEADS,
-    REFERENCE,
     SLOW_DIFFUSION,
     SPARSE_ADT,
-    changed,
-    hurried,
 )
 
 EVERYTHING = (BASE, SLOW_DIFFUSION, DIFFUSION, FAST_DIFFUSION, FROZEN_HEADS, SPARSE_ADT, ADT, *ABLATIONS)

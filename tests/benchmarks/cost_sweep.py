@@ -1,21 +1,20 @@
-"""What is measured for the tables, cell by cell, and the file that remembers it: what is finished is never run again."""
+"""What is measured for the tables of cost, cell by cell."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.run.files import write_atomically
 from adt_plugin.cost.formula import Parts
 from adt_plugin.cost.measure import Base, Measured, Stopwatch, measure_base, measure_naive, measure_turn, one_thread, prepared
 from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.workbench import Workbench, Workload
+from benchmarks.store import CellStore
 
 GRID_STEPS, GRID_GRAD_STEPS = (4, 10, 20), (1, 2, 4, 8)
 """m and K of the grid."""
@@ -106,25 +105,20 @@ def levers(workload: Workload, on_gpu: bool) -> tuple[Lever, ...]:
     )
 
 
-class Cells:
-    """Results of one device by label, kept in a JSON file of all devices.
+@dataclass(frozen=True)
+class Measurement:
+    """One cell, measured on a workbench.
 
-    Args:
-        path: of the file; read if it is there.
-        device: the name under which the results stand.
+    Attributes:
+        settings: everything that it depends on beside the workbench's own.
+        run: measures it.
     """
 
-    def __init__(self, path: Path, device: str) -> None:
-        self.path, self.device = path, device
-        self.machines: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    settings: tuple[Any, ...]
+    run: Callable[[Workbench, Stopwatch], Base | Measured]
 
-    def get_or_run(self, label: str, run: Callable[[], Any]) -> Any:
-        """The stored result, or the dataclass that `run` returns, stored as a dictionary."""
-        known = self.machines.setdefault(self.device, {})
-        if label not in known:
-            known[label] = asdict(run())
-            write_atomically(self.path, json.dumps(self.machines, indent=1) + "\n")
-        return known[label]
+
+BASE = Measurement(("sd-scripts' step and the parts of a turn",), measure_base)
 
 
 @dataclass(frozen=True)
@@ -133,13 +127,13 @@ class Job:
 
     Attributes:
         workload, config: of the workbench.
-        measurements: label -> what is measured on it.
+        measurements: by label.
         compiled: its backbone is compiled.
     """
 
     workload: Workload
     config: ADTConfig
-    measurements: dict[str, Callable[[Workbench, Stopwatch], Base | Measured]]
+    measurements: dict[str, Measurement]
     compiled: bool = False
 
 
@@ -149,15 +143,15 @@ def jobs(scale: Scale) -> Iterator[Job]:
     for lever in levers(scale.levers, scale.on_gpu):
         yield Job(scale.levers, lever.config, {turn_label(scale.levers, lever.name): _turn(lever.config, 6)}, lever.compiled)
     for workload in dict.fromkeys((*scale.resolutions, *scale.batches)):
-        yield Job(workload, SMALL, {base_label(workload): measure_base, turn_label(workload, "growth"): _turn(SMALL, 4)})
+        yield Job(workload, SMALL, {base_label(workload): BASE, turn_label(workload, "growth"): _turn(SMALL, 4)})
     for workload in scale.sizes:
         default = ADTConfig()
         labels = base_label(workload, "default"), turn_label(workload, "default")
-        yield Job(workload, default, dict(zip(labels, (measure_base, _turn(default, 3)), strict=True)))
+        yield Job(workload, default, dict(zip(labels, (BASE, _turn(default, 3)), strict=True)))
 
 
-def _grid_measurements(workload: Workload) -> dict[str, Callable[[Workbench, Stopwatch], Base | Measured]]:
-    found: dict[str, Callable[[Workbench, Stopwatch], Base | Measured]] = {base_label(workload): measure_base}
+def _grid_measurements(workload: Workload) -> dict[str, Measurement]:
+    found: dict[str, Measurement] = {base_label(workload): BASE}
     for steps, grad_steps in grid():
         found[grid_label(steps, grad_steps, "replay")] = _turn(replace(WHOLE, steps=steps, grad_steps=grad_steps), steps)
         found[grid_label(steps, grad_steps, "one graph")] = _naive(steps, grad_steps)
@@ -169,13 +163,14 @@ def grid() -> Iterator[tuple[int, int]]:
     yield from ((steps, grad_steps) for steps in GRID_STEPS for grad_steps in GRID_GRAD_STEPS if grad_steps <= steps)
 
 
-def _turn(config: ADTConfig, start: int) -> Callable[[Workbench, Stopwatch], Measured]:
+def _turn(config: ADTConfig, start: int) -> Measurement:
     start = min(start, config.steps)
-    return lambda bench, watch: measure_turn(bench, watch, config, start)
+    return Measurement(("a turn", config, start), lambda bench, watch: measure_turn(bench, watch, config, start))
 
 
-def _naive(steps: int, grad_steps: int) -> Callable[[Workbench, Stopwatch], Measured]:
-    return lambda bench, watch: measure_naive(bench, watch, steps, steps, grad_steps)
+def _naive(steps: int, grad_steps: int) -> Measurement:
+    settings = ("the whole unroll in one graph", steps, grad_steps)
+    return Measurement(settings, lambda bench, watch: measure_naive(bench, watch, steps, steps, grad_steps))
 
 
 def base_label(workload: Workload, options: str = "") -> str:
@@ -193,12 +188,20 @@ def grid_label(steps: int, grad_steps: int, way: str) -> str:
     return f"grid: m = {steps}, K = {grad_steps}, {way}"
 
 
-def run_sweep(cells: Cells, device: torch.device, repeats: int) -> None:
-    """Measure what the file does not hold yet. A network is built only if one of its cells is missing."""
+def settings_of(job: Job, measurement: Measurement) -> tuple[Any, ...]:
+    """Return everything that a cell of a job depends on: its own settings, and what the workbench is made from."""
+    of_turns = ("steps", "grad_steps", "memory")  # read by turns alone, which say what they were made with
+    config = replace(job.config, **{name: getattr(ADTConfig, name) for name in of_turns})
+    return job.workload, config, job.compiled, measurement.settings
+
+
+def run_sweep(store: CellStore, device: torch.device, repeats: int) -> None:
+    """Measure what the store does not hold yet. A network is built only if one of its cells is missing."""
     watch = Stopwatch(device, repeats)
     with one_thread(device):
         for job in jobs(scale_of(device)):
-            missing = [label for label in job.measurements if label not in cells.machines.get(cells.device, {})]
+            settings = {label: settings_of(job, measurement) for label, measurement in job.measurements.items()}
+            missing = [label for label in job.measurements if store.get(label, settings[label]) is None]
             if not missing:
                 continue
             bench = prepared(job.workload, job.config, device)
@@ -206,8 +209,8 @@ def run_sweep(cells: Cells, device: torch.device, repeats: int) -> None:
                 bench.compile_backbone()
                 bench.judge()  # which compiles; not timed
             for label in missing:
-                measure = job.measurements[label]
-                cells.get_or_run(label, lambda measure=measure, bench=bench: measure(bench, watch))  # type: ignore[misc]
+                measured = job.measurements[label].run(bench, watch)
+                store.get_or_run(label, settings[label], partial(asdict, measured))
                 print(label, flush=True)
             del bench
 

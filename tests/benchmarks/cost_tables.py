@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.run.files import write_atomically
-from adt_plugin.cost import sweep
 from adt_plugin.cost.count import Peaks, counted_parts, counted_peaks, kept_graphs
 from adt_plugin.cost.formula import RUN_STEPS, Parts, mean_turn, run_ratio, total, turn_shares
-from adt_plugin.cost.measure import Base, Measured, device_name
+from adt_plugin.cost.measure import Base, Measured
 from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.report import GIB, TERA
-from adt_plugin.cost.sweep import Cells, Scale
 from adt_plugin.cost.workbench import Workload
+from adt_plugin.demo.report import table
+from benchmarks import cost_sweep as sweep
+from benchmarks.cost_sweep import Scale
 
 COUNTED = "counted"
 TIME_TARGET, PEAK_TARGET, SLOPE_TARGET, RUN_TARGET = 1.15, 1.10, 0.01, 3.0
 
 INTRODUCTION = """# What a turn costs
 
-Written by `python -m adt_plugin cost --tables`, which resumes where it was interrupted; every number is in
+Written by `python -m benchmarks.cost` in `tests/`, which resumes where it was interrupted; every number is in
 [cost.json](cost.json). [cost.md](../cost.md) says what to turn.
 
 The models are of true size with random weights: what a step costs does not depend on them. **f** is one denoiser forward at
@@ -51,24 +50,6 @@ class Counted:
     peaks: Peaks
 
 
-def write_tables(folder: Path, device: torch.device, repeats: int) -> None:
-    """Count and measure what the folder's `cost.json` does not hold yet, and write `cost.md`.
-
-    Args:
-        device: whose measurements are added to those of other devices.
-    """
-    path = folder / "cost.json"
-    for workload, name, config in counted_cases():
-        Cells(path, COUNTED).get_or_run(f"{workload}: {name}", lambda w=workload, c=config: count(w, c))  # type: ignore[misc]
-    sweep.run_sweep(Cells(path, machine_name(device)), device, repeats)
-    write_atomically(folder / "cost.md", "\n\n".join(paragraphs(Cells(path, COUNTED).machines)) + "\n")
-
-
-def machine_name(device: torch.device) -> str:
-    """The device and what ran on it."""
-    return f"{device_name(device)}, PyTorch {torch.__version__.partition('+')[0]}"
-
-
 def count(workload: Workload, config: ADTConfig) -> Counted:
     """Operations and bytes."""
     return Counted(counted_parts(workload, config), counted_peaks(workload, config))
@@ -87,7 +68,7 @@ def paragraphs(machines: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield INTRODUCTION
     yield COUNTING
     counted = machines.get(COUNTED, {})
-    yield "\n".join(counted_table(counted))
+    yield counted_table(counted)
     yield from counted_verdict(counted)
     measured = {name: cells for name, cells in machines.items() if name != COUNTED}
     for name, cells in measured.items():
@@ -103,18 +84,10 @@ def is_gpu(machine: str) -> bool:
     return "thread" not in machine
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """The lines of a Markdown table."""
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
-
-
 # Counted
 
 
-def counted_table(cells: dict[str, Any]) -> Iterator[str]:
+def counted_table(cells: dict[str, Any]) -> str:
     """Every model at its own resolution."""
     head = ["model", "trained", "batch", "options", "f, TFLOP", "sd-scripts' step", "a turn", "a run", "peak without", "with"]
     rows = []
@@ -124,7 +97,7 @@ def counted_table(cells: dict[str, Any]) -> Iterator[str]:
             continue
         counted = Counted(Parts(**stored["parts"]), Peaks(**stored["peaks"]))
         rows.append([*workload_columns(workload), name, *counted_columns(counted, config)])
-    yield from table([*head, "ratio", "every kept graph"], rows)
+    return table([*head, "ratio", "every kept graph"], rows)
 
 
 def counted_verdict(cells: dict[str, Any]) -> Iterator[str]:
@@ -181,10 +154,10 @@ def grid_section(cells: dict[str, Any], workload: Workload) -> Iterator[str]:
         f"### m and K\n\n{workload}; the whole image decoded, from the start of the grid (s = m). *One graph* is the whole "
         "unroll in one graph, inputs included, the last K steps with gradient, and without an optimizer of the heads."
     )
-    yield "\n".join(parts_table(base))
+    yield parts_table(base)
     head = ["m", "K", "turn, s", "over its parts", "over sd-scripts' step", "peak's ratio"]
     rows = [grid_row(base, pair, turns[pair], naive[pair]) for pair in found]
-    yield "\n".join(table([*head, "one graph: time over the turn's", "one graph: peak's ratio"], rows))
+    yield table([*head, "one graph: time over the turn's", "one graph: peak's ratio"], rows)
     if found:
         worst = max(turns[pair].seconds / expected_seconds(base, *pair) for pair in found)
         peaks = [turn.peak for turn in turns.values()]
@@ -198,11 +171,11 @@ def grid_section(cells: dict[str, Any], workload: Workload) -> Iterator[str]:
                          "K, at m = 20": [(k, turns[m, k].seconds) for m, k in found if m == 20]})  # fmt: skip
 
 
-def parts_table(base: Base) -> Iterator[str]:
+def parts_table(base: Base) -> str:
     """What each part costs alone."""
     names = [name.replace("_", " ") for name in Parts.__dataclass_fields__]
     seconds = list(asdict(base.parts).values())
-    yield from table(
+    return table(
         ["", "sd-scripts' step with its optimizer", *names],
         [["seconds", f"{base.seconds:.3g}", *(f"{value:.3g}" for value in seconds)],
          ["in f", *(f"{value / base.parts.forward:.2f}" for value in (base.seconds, *seconds))]],
@@ -255,7 +228,7 @@ def lever_section(cells: dict[str, Any], scale: Scale) -> Iterator[str]:
          f"{turn.peak / GIB:.2f}", f"{(turn.peak - reference.peak) / GIB:+.2f}"]
         for name, turn in found
     )  # fmt: skip
-    yield "\n".join(table(["", "turn, s", "", "peak, GiB", ""], rows))
+    yield table(["", "turn, s", "", "peak, GiB", ""], rows)
 
 
 def growth_section(cells: dict[str, Any], scale: Scale) -> Iterator[str]:
@@ -284,7 +257,7 @@ def growth_section(cells: dict[str, Any], scale: Scale) -> Iterator[str]:
             "peak, GiB",
             "peak's ratio",
         ]
-        yield "\n".join(table(head, rows))
+        yield table(head, rows)
         sizes = [measure(w) for w in found]
         yield exponents({f"{title}, sd-scripts' step": list(zip(sizes, (b.seconds for b in bases), strict=True)),
                          f"{title}, turn": list(zip(sizes, (t.seconds for t in turns), strict=True))})  # fmt: skip
@@ -302,7 +275,7 @@ def size_section(cells: dict[str, Any], sizes: Sequence[Workload]) -> Iterator[s
         base, turn = sweep.as_base(cells[labels[0]]), sweep.as_measured(cells[labels[1]])
         run = f"{run_ratio(base.parts, ADTConfig(), RUN_STEPS):.2f} x"
         rows.append([*workload_columns(workload), f"{base.seconds:.3g}", f"{turn.seconds:.3g}", run, peak_ratio(base, turn)])
-    yield "\n".join(table(["model", "trained", "batch", "step, s", "turn, s", "a run", "peak's ratio"], rows))
+    yield table(["model", "trained", "batch", "step, s", "turn, s", "a run", "peak's ratio"], rows)
 
 
 def exponents(curves: dict[str, list[tuple[float, float]]]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 
 import pytest
 
-from adt_plugin.cost import sweep, tables
 from adt_plugin.cost.workbench import Workload
+from benchmarks import cost_sweep as sweep
+from benchmarks import cost_tables as tables
+from benchmarks.store import CellStore
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 GIB = 2**30
@@ -32,7 +34,7 @@ def test_targets_that_are_held_are_said_to_be() -> None:
     text = "\n".join(tables.grid_section(grid_cells(), WORKLOAD))
     assert "A turn is at most 1.00 times its parts (held). Peaks differ by 0.00% over all m and K (held)" in text
     assert "their ratio is at most 0.800 (held)." in text
-    assert "| 10 | 2 | 19 | 1.00 | 4.75 | 0.800 | 0.50 | 1.600 |" in text
+    assert "| 10 | 2 | 19 | 1.00 | 4.75 | 0.800 | 0.50 | 1.600 |" in re.sub(" +", " ", text)
 
 
 def test_targets_that_are_missed_are_said_to_be() -> None:
@@ -65,5 +67,5 @@ def test_a_model_that_was_not_measured_says_so() -> None:
 
 def test_the_document_is_what_the_results_say() -> None:
     """docs/benchmarks/cost.md was not edited by hand."""
-    machines = json.loads((BENCHMARKS / "cost.json").read_text(encoding="utf-8"))
+    machines = CellStore(BENCHMARKS / "cost.json").results()
     assert (BENCHMARKS / "cost.md").read_text(encoding="utf-8") == "\n\n".join(tables.paragraphs(machines)) + "\n"

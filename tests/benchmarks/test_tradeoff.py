@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from adt_plugin.cost.formula import Parts
-from adt_plugin.demo import tradeoff
 from adt_plugin.demo.cells import Cell
 from adt_plugin.demo.metrics import Scores
-from adt_plugin.demo.variants import BASE, COST_CANDIDATES, cost_candidate
+from benchmarks import tradeoff
+from benchmarks.ablations import BASE, COST_CANDIDATES, cost_candidate
 
 PARTS = Parts(forward=1.0, step=3.0, decode_real=0.5, decode_generated=2.0, judge=0.25)
 

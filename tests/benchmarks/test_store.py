@@ -1,0 +1,100 @@
+"""Stored results: read back as they were, never measured twice, measured anew when a setting changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.demo.study import Setting
+from benchmarks import cost_sweep
+from benchmarks.ablations import ABLATIONS, ADT, white_noise_start
+from benchmarks.store import CellStore, Result, digest
+
+RESULT: Result = {"seconds": 12.5, "scores": [1.5, 0.9]}
+
+
+def never() -> Result:
+    raise AssertionError("measured again")
+
+
+def test_a_stored_result_is_not_measured_again(tmp_path: Path) -> None:
+    store = CellStore(tmp_path / "cells.json")
+    assert store.get("adt", ("settings", 1)) is None
+    assert store.get_or_run("adt", ("settings", 1), lambda: RESULT) == (RESULT, True)
+    assert store.get_or_run("adt", ("settings", 1), never) == (RESULT, False)
+    assert store.results() == {"cells": {"adt": RESULT}}
+
+
+def test_other_settings_are_measured_anew_and_take_the_old_ones_place(tmp_path: Path) -> None:
+    store = CellStore(tmp_path / "cells.json")
+    store.get_or_run("adt", ("settings", 1), lambda: RESULT)
+    assert store.get("adt", ("settings", 2)) is None
+    assert store.get_or_run("adt", ("settings", 2), lambda: {"seconds": 1.0}) == ({"seconds": 1.0}, True)
+    assert store.results() == {"cells": {"adt": {"seconds": 1.0}}}
+
+
+def test_groups_and_processes_that_share_a_file_do_not_touch_each_other(tmp_path: Path) -> None:
+    cpu, gpu = (CellStore(tmp_path / "cells.json", name) for name in ("cpu", "gpu"))
+
+    def while_another_writes() -> Result:
+        gpu.get_or_run("turn", 1, lambda: {"seconds": 0.1})
+        return RESULT
+
+    cpu.get_or_run("turn", 1, while_another_writes)
+    assert cpu.results() == {"cpu": {"turn": RESULT}, "gpu": {"turn": {"seconds": 0.1}}}
+
+
+def test_an_interrupted_measurement_is_not_stored(tmp_path: Path) -> None:
+    def interrupted() -> Result:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        CellStore(tmp_path / "cells.json").get_or_run("adt", 1, interrupted)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_digests_tell_plans_and_settings_apart() -> None:
+    digests = {digest((Setting(), variant)) for variant in (ADT, *ABLATIONS)}
+    assert len(digests) == 1 + len(ABLATIONS)
+    assert digest(Setting(split="validation")) != digest(Setting())
+    assert digest(("a", "bc")) != digest(("ab", "c")) and digest((1, (2, 3))) != digest(((1, 2), 3))
+
+
+def test_a_function_is_known_by_its_name() -> None:
+    assert digest(white_noise_start) != digest(never)
+    assert "0x" not in "".join(str(part) for part in [digest(white_noise_start)])
+
+
+@pytest.mark.parametrize("spec", dataclasses.fields(ADTConfig), ids=lambda spec: spec.name)
+def test_every_option_is_part_of_a_digest(spec: Any) -> None:
+    changed = ADTConfig()
+    object.__setattr__(changed, spec.name, "something else")
+    assert digest(changed) != digest(ADTConfig())
+
+
+def test_a_changed_default_makes_a_cell_of_the_cost_sweep_unknown(tmp_path: Path) -> None:
+    """A store that went by labels alone would return what an older default had cost."""
+    job = next(job for job in cost_sweep.jobs(cost_sweep.scale_of(torch.device("cpu"))) if job.config == ADTConfig())
+    label, measurement = list(job.measurements.items())[-1]
+    store = CellStore(tmp_path / "cost.json")
+    store.get_or_run(label, cost_sweep.settings_of(job, measurement), lambda: RESULT)
+    assert store.get(label, cost_sweep.settings_of(job, measurement)) == RESULT
+    other = dataclasses.replace(job, config=ADTConfig(decode_crop=128))
+    assert store.get(label, cost_sweep.settings_of(other, measurement)) is None
+    longer = cost_sweep._turn(ADTConfig(steps=6), 3)
+    assert store.get(label, cost_sweep.settings_of(job, longer)) is None
+
+
+def test_everything_in_the_published_store_was_measured_with_todays_settings() -> None:
+    path = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "cost.json"
+    (processor,) = (name for name in json.loads(path.read_text(encoding="utf-8")) if name != "counted")
+    store = CellStore(path, processor)
+    for job in cost_sweep.jobs(cost_sweep.scale_of(torch.device("cpu"))):
+        for label, measurement in job.measurements.items():
+            assert store.get(label, cost_sweep.settings_of(job, measurement)), label

@@ -1,0 +1,28 @@
+"""Files are whole or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adt_plugin.core.run.files import replacement, write_atomically
+
+
+def test_writing_replaces_the_file_and_leaves_no_temporary(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "x.txt"
+    write_atomically(path, "one")
+    write_atomically(path, "zwei ±")
+    assert path.read_text(encoding="utf-8") == "zwei ±"
+    write_atomically(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    write_atomically(path, "old")
+    with pytest.raises(KeyboardInterrupt), replacement(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
