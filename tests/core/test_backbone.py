@@ -311,6 +311,7 @@ def test_a_missing_block_of_a_timm_model_is_refused(tiny_vit: Path) -> None:
         ("resnet10t", {}),  # takes no `dynamic_img_size`
         ("swin_tiny_patch4_window7_224", {"img_size": 56, "embed_dim": 12, "depths": [1, 1], "num_heads": [1, 1]}),
         ("vit_tiny_patch16_224", {"img_size": 56, "patch_size": [14, 28], "embed_dim": 32, "depth": 1, "num_heads": 2}),
+        ("vit_tiny_r_s16_p8_224", {"img_size": 64, "embed_dim": 32, "depth": 1, "num_heads": 2}),  # patches of a ResNet's map
     ],
 )
 def test_a_timm_model_without_a_grid_of_square_patches_is_refused(

@@ -258,8 +258,8 @@ def _has_square_patches(model: Any) -> bool:
     """Return whether every block of a timm model keeps the grid of its square patches."""
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     strides = {info["reduction"] for info in getattr(model, "feature_info", ())}
-    is_square = isinstance(patch, tuple) and len(set(patch)) == 1 and strides == set(patch)
-    return is_square and hasattr(model, "blocks") and hasattr(model, "prune_intermediate_layers")
+    one_grid = {(stride, stride) for stride in strides} == {patch}
+    return one_grid and hasattr(model, "blocks") and hasattr(model, "prune_intermediate_layers")
 
 
 # What loaders share
