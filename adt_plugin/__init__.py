@@ -10,7 +10,7 @@ __all__ = ["ADTConfig", "AdversarialTurn", "Discriminator", "FrozenBackbone", "b
 
 
 def register() -> None:
-    """Hook into sd-scripts: the one line that a fork adds where it cannot rely on the start-up hook.
+    """Connect the plugin to sd-scripts: the one line that a fork adds where it cannot rely on the start-up hook.
 
     Call it before the argument parser is built. A second call changes nothing, and `ADT_PLUGIN_DISABLE=1` turns it off.
     """
