@@ -34,12 +34,12 @@ HOST_DEFAULTS: dict[str, Any] = {
 """Of the host's keys that a `--config_file` leaves out."""
 
 
-def cost_main(argv: Sequence[str]) -> None:
+def cost_main(argv: Sequence[str], prog: str = "adt cost") -> None:
     """Run `cost` with these arguments.
 
     Raises SystemExit: 2 for wrong options, 1 with one sentence for values that cannot be served.
     """
-    parser = cost_parser()
+    parser = cost_parser(prog)
     try:
         given = with_config_file(parser, argv)
         print_report(given)
@@ -132,10 +132,10 @@ def flattened(sections: dict[str, Any]) -> dict[str, Any]:
     return {k: v for key, value in sections.items() for k, v in (value.items() if isinstance(value, dict) else [(key, value)])}
 
 
-def cost_parser() -> argparse.ArgumentParser:
+def cost_parser(prog: str = "adt cost") -> argparse.ArgumentParser:
     """Options of the host by its own names, those of the plugin, and how to measure."""
     parser = argparse.ArgumentParser(
-        "python -m adt_plugin cost",
+        prog,
         description="What a training run costs with --adt: counted on models of true size, and measured with --measure.",
     )
     run = parser.add_argument_group("the run, in sd-scripts' own options")

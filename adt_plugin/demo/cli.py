@@ -21,12 +21,12 @@ LEGEND = (
 )
 
 
-def demo_main(argv: Sequence[str]) -> None:
+def demo_main(argv: Sequence[str], prog: str = "adt demo") -> None:
     """Run `demo` with these arguments.
 
     Raises SystemExit: 2 for wrong options, 130 after Ctrl-C, 1 with one line where an extra is not installed.
     """
-    given = _demo_parser().parse_args(argv)
+    given = _demo_parser(prog).parse_args(argv)
     results = DemoResults(_demo_options(given))
     with short_endings(given.out):
         run_demo(results)
@@ -44,10 +44,8 @@ def _demo_options(given: argparse.Namespace) -> DemoOptions:
     return replace(options, steps=given.steps or options.steps)
 
 
-def _demo_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m adt_plugin demo", description="ADT in miniature: real digits, a small denoiser, minutes on a CPU."
-    )
+def _demo_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog, description="ADT in miniature: real digits, a small denoiser, minutes on a CPU.")
     parser.add_argument("--seeds", type=positive, default=1, help="fine-tunes of each kind (default: 1)")
     parser.add_argument("--steps", type=positive, help="optimizer steps of each fine-tune (default: 300)")
     parser.add_argument("--out", type=Path, default=Path("adt_demo"), help="folder for tables and pictures (default: adt_demo)")

@@ -1,4 +1,4 @@
-"""`python -m adt_plugin doctor FOLDER`: whether a work tree of sd-scripts has what the plugin hooks into.
+"""The command `doctor`: whether a work tree of sd-scripts has what the plugin hooks into.
 
 The tree is read, not run: a trainer's seams are sought in the source of its modules, so that the answer needs none of the
 host's requirements and no model.
@@ -12,20 +12,18 @@ import functools
 import importlib.metadata
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from adt_plugin import __version__
 from adt_plugin.host.activation import HostFinder
+from adt_plugin.host.adt_plugin_hook import AdtPluginHook
 from adt_plugin.host.entry import ARGUMENTS, VERIFICATION
 from adt_plugin.host.families import ACCELERATOR, FAMILIES, METADATA, SD, Family
 from adt_plugin.host.seams import Seam
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
-
-HOOK = "AdtPluginHook"
-"""The finder of the `.pth` file beside this module."""
 
 LINES = (
     ("library/args.py", "v0.11"),
@@ -33,6 +31,11 @@ LINES = (
     ("library/train_util.py", "v0.9 or older"),
 )
 """A file that tells the host's version, newest first."""
+
+DESCRIPTION = (
+    "Tell whether a work tree of sd-scripts has what the plugin hooks into. Its files are read and not run, so none of its "
+    "requirements need to be installed."
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Finding:
 
 
 def trainers(host: Path) -> Iterator[tuple[str, Family]]:
-    """Yield the served trainers that the tree has."""
+    """Yield the script and the family of each served trainer that the tree has."""
     for family in FAMILIES:
         for script in family.scripts:
             if (host / script).is_file():
@@ -75,7 +78,7 @@ def examine(host: Path, family: Family) -> list[Finding]:
 
 
 def find(host: Path, seam: Seam) -> Finding:
-    """Find where the tree defines the seam's function, if with the expected first parameters."""
+    """Look for the seam's function in the tree, and compare its first parameters with the expected ones."""
     sought = []
     for module in seam.modules:
         path = Path(*module.split(".")).with_suffix(".py")
@@ -91,7 +94,7 @@ def find(host: Path, seam: Seam) -> Finding:
 
 
 def find_denoiser(host: Path, family: Family) -> Finding:
-    """Find where the tree defines one of the denoiser's classes."""
+    """Look for one of the denoiser's classes in the modules of `library`."""
     for path in sorted((host / "library").glob("*.py")):
         for name, line in classes(path).items():
             if name in family.denoisers:
@@ -101,7 +104,7 @@ def find_denoiser(host: Path, family: Family) -> Finding:
 
 @functools.cache
 def parsed(path: Path) -> ast.Module:
-    """Parse a file; an empty tree where there is none, or none that this Python can read."""
+    """Return the syntax tree of a file; an empty one where there is no file, or none that this Python can read."""
     try:
         return ast.parse(path.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):
@@ -109,7 +112,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def definitions(path: Path) -> dict[str, ast.FunctionDef]:
-    """Return the module's functions, and its classes' methods as `Class.method`."""
+    """Map the names of a module's functions, and of its classes' methods as `Class.method`, to their syntax trees."""
     found = {node.name: node for node in parsed(path).body if isinstance(node, ast.FunctionDef)}
     for owner in (node for node in parsed(path).body if isinstance(node, ast.ClassDef)):
         found |= {f"{owner.name}.{node.name}": node for node in owner.body if isinstance(node, ast.FunctionDef)}
@@ -117,12 +120,12 @@ def definitions(path: Path) -> dict[str, ast.FunctionDef]:
 
 
 def classes(path: Path) -> dict[str, int]:
-    """Return the module's classes and their lines."""
+    """Map the names of a module's classes to the lines, from 1, where they begin."""
     return {node.name: node.lineno for node in parsed(path).body if isinstance(node, ast.ClassDef)}
 
 
 def version(host: Path) -> str:
-    """Return the line of development that the tree's files belong to, and its commit if it is a clone."""
+    """Name the line of development that the tree's files belong to, and its commit if it is a clone."""
     line = next((name for file, name in LINES if (host / file).is_file()), "unknown")
     command = ["git", "-C", str(host), "log", "-1", "--format=%h of %cs"]
     try:
@@ -133,8 +136,8 @@ def version(host: Path) -> str:
 
 
 def surroundings() -> Iterator[str]:
-    """Yield what this Python has of the plugin and of the packages that it shares with the host."""
-    hooked = any(isinstance(finder, HostFinder) or type(finder).__name__ == HOOK for finder in sys.meta_path)
+    """Yield a line for the plugin and one for each package that it shares with the host, as this Python has them."""
+    hooked = any(isinstance(finder, HostFinder) or type(finder).__name__ == AdtPluginHook.__name__ for finder in sys.meta_path)
     way = "starts with this Python" if hooked else "does not start by itself: launch with accelerate launch -m adt_plugin"
     yield f"adt_plugin {__version__} {way}"
     for name in PACKAGES:
@@ -145,7 +148,7 @@ def surroundings() -> Iterator[str]:
 
 
 def report(host: Path) -> Iterator[str]:
-    """Yield the lines of the report."""
+    """Yield the lines of the report on a work tree."""
     yield from surroundings()
     yield f"sd-scripts {version(host)}"
     for script, family in trainers(host):
@@ -159,9 +162,17 @@ def report(host: Path) -> Iterator[str]:
     yield f"not served: {', '.join(not_served(host)) or 'none'}"
 
 
-def main(arguments: list[str]) -> None:
-    """Print the report; exit with 1 if the SD 1.5 trainer cannot be served."""
-    parser = argparse.ArgumentParser(prog="python -m adt_plugin doctor", description=__doc__)
+def main(arguments: Sequence[str], prog: str = "adt doctor") -> None:
+    """Print the report on the work tree that the arguments name.
+
+    Args:
+        arguments: the command line after the command's name.
+        prog: what the help calls the command.
+
+    Raises:
+        SystemExit: 2 for wrong arguments, 1 for a folder that is no work tree or whose SD 1.5 trainer cannot be served.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION)
     parser.add_argument("folder", type=Path, help="work tree of sd-scripts")
     host = parser.parse_args(arguments).folder
     if not (host / SD.scripts[0]).is_file():
