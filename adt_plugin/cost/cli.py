@@ -48,7 +48,7 @@ def cost_main(argv: Sequence[str], prog: str = "adt cost") -> None:
 
 
 def print_report(given: argparse.Namespace) -> None:
-    """The count, and beside it the measurement if it is asked for."""
+    """Print the count, and beside it the measurement if it is asked for."""
     config, workload = from_namespace(given), workload_of(given)
     parts, peaks = counted_parts(workload, config), counted_peaks(workload, config)
     measured = measurement(workload, config, torch.device(given.device), given.repeats) if given.measure else None
@@ -58,7 +58,7 @@ def print_report(given: argparse.Namespace) -> None:
 
 
 def notes(given: argparse.Namespace, workload: Workload, config: ADTConfig) -> Iterator[str]:
-    """What the count takes for granted of this run."""
+    """Yield what the count assumes of this run without having read it."""
     if workload.rank == 0 and workload.dtype == "bf16" and not (given.full_bf16 or given.full_fp16):
         yield "\nCounted as with --full_bf16: without it weights, gradients and AdamW's moments take twice as much."
     if config.memory == "auto":
@@ -68,7 +68,7 @@ def notes(given: argparse.Namespace, workload: Workload, config: ADTConfig) -> I
 
 
 def measurement(workload: Workload, config: ADTConfig, device: torch.device, repeats: int) -> Measurement:
-    """One turn from the middle of the allowed starts."""
+    """Measure one turn, from the middle of the allowed starts."""
     start = (sum(start_range(config)) + 1) // 2
     watch = Stopwatch(device, repeats)
     with one_thread(device):
@@ -79,7 +79,7 @@ def measurement(workload: Workload, config: ADTConfig, device: torch.device, rep
 
 
 def workload_of(given: argparse.Namespace) -> Workload:
-    """The run that the host's options describe.
+    """Return the run that the host's options describe.
 
     Raises:
         ConfigError: a resolution that is no number or pair of numbers, or no multiple of 64; a precision or a count that
@@ -101,7 +101,7 @@ def workload_of(given: argparse.Namespace) -> Workload:
 
 
 def side_of(resolution: Any) -> int:
-    """Side of the square that has as many pixels as `512` or `768,512`, to the nearest multiple of 64 for a pair."""
+    """Return the side of the square that has as many pixels as `512` or `768,512`, to the nearest multiple of 64 for a pair."""
     try:
         sides = [int(part) for part in (resolution if isinstance(resolution, list) else str(resolution).split(","))]
     except ValueError:
@@ -112,7 +112,7 @@ def side_of(resolution: Any) -> int:
 
 
 def with_config_file(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments, with those of a `--config_file` as defaults, read as the host reads it: sections have no meaning.
+    """Parse the arguments, with those of a `--config_file` as defaults, read as the host reads it: sections have no meaning.
 
     Raises:
         ConfigError: an unknown `adt_*` key.
@@ -128,12 +128,12 @@ def with_config_file(parser: argparse.ArgumentParser, argv: Sequence[str]) -> ar
 
 
 def flattened(sections: dict[str, Any]) -> dict[str, Any]:
-    """Keys of all sections together."""
+    """Return the keys of all sections together."""
     return {k: v for key, value in sections.items() for k, v in (value.items() if isinstance(value, dict) else [(key, value)])}
 
 
 def cost_parser(prog: str = "adt cost") -> argparse.ArgumentParser:
-    """Options of the host by its own names, those of the plugin, and how to measure."""
+    """Return a parser of the host's options by its own names, those of the plugin, and how to measure."""
     parser = argparse.ArgumentParser(
         prog,
         description="What a training run costs with --adt: counted on models of true size, and measured with --measure.",

@@ -37,16 +37,16 @@ class Peaks:
     graph: int
 
     def keeping(self, graphs: int) -> int:
-        """Of a step with a turn that keeps so many graphs."""
+        """Return the bytes of a step with a turn that keeps so many graphs."""
         return self.turn + graphs * self.graph
 
     def ratio(self, graphs: int = 0) -> float:
-        """That peak over the one of a plain step beside the backbone."""
+        """Return that peak over the one of a plain step and the backbone together."""
         return self.keeping(graphs) / (self.plain + self.backbone)
 
 
 def kept_graphs(config: ADTConfig) -> int:
-    """How many graphs through the denoiser a run with these options holds at once, beside the one at work.
+    """Return how many graphs through the denoiser a run with these options holds at once, beside the one at work.
 
     `--adt_memory auto` counts as low, which it is until it has seen that there is room.
     """
@@ -56,19 +56,19 @@ def kept_graphs(config: ADTConfig) -> int:
 
 
 def counted_dtype(config: ADTConfig) -> torch.dtype:
-    """Precision of decoder and backbone; `auto` counts as on a GPU that has bf16."""
+    """Return the precision of decoder and backbone; `auto` counts as on a GPU that has bf16."""
     return torch.float32 if config.decode_dtype == "fp32" else torch.bfloat16
 
 
 def counted_parts(workload: Workload, config: ADTConfig) -> Parts:
-    """Floating-point operations of every part: of matrix products, convolutions and attention; a multiply-add is two."""
+    """Count the floating-point operations of every part (matrix products, convolutions, attention); a multiply-add is two."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         bench = fake_bench(workload, config)
         return Parts(**{name: flops_of(getattr(bench, name)) for name in Parts.__dataclass_fields__})
 
 
 def counted_peaks(workload: Workload, config: ADTConfig) -> Peaks:
-    """Peak bytes of a step without a turn and with one."""
+    """Count the peak bytes of a step without a turn and with one."""
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
         bench = fake_bench(workload, config)
         resident = live.now
@@ -90,14 +90,14 @@ def counted_peaks(workload: Workload, config: ADTConfig) -> Peaks:
 
 
 def fake_bench(workload: Workload, config: ADTConfig) -> Workbench:
-    """A workbench inside a fake tensor mode, settled: no value is ever asked for."""
+    """Build a workbench inside a fake tensor mode, as in the middle of a run: no value is ever asked for."""
     bench = Workbench(workload, config, torch.device("cpu"), counted_dtype(config))
     bench.settle()
     return bench
 
 
 def flops_of(part: Callable[[], object]) -> float:
-    """Floating-point operations of a call."""
+    """Count the floating-point operations of a call."""
     aten = torch.ops.aten
     attention = {
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # PyTorch's own table has the GPU's alone

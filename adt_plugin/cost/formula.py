@@ -47,12 +47,12 @@ class Share:
 
 
 def calls_per_step(config: ADTConfig) -> int:
-    """Denoiser calls in one step of the unroll: guidance needs two."""
+    """Return the denoiser calls in one step of the unroll: guidance needs two."""
     return 2 if config.cfg_scale > 1 else 1
 
 
 def turn_shares(parts: Parts, config: ADTConfig, start: int) -> Iterator[Share]:
-    """The parts of a turn that unrolls `start` steps."""
+    """Yield the parts of a turn that unrolls `start` steps."""
     calls = calls_per_step(config)
     masked = calls * count_grad_steps(config, start)
     yield Share("unroll: denoiser forwards", calls * start, calls * start * parts.forward)
@@ -66,7 +66,7 @@ def turn_shares(parts: Parts, config: ADTConfig, start: int) -> Iterator[Share]:
 
 
 def mean_turn(parts: Parts, config: ADTConfig) -> list[Share]:
-    """The parts of a turn, on average over the starts that the options allow."""
+    """Return the parts of a turn, on average over the starts that the options allow."""
     low, high = start_range(config)
     turns = [list(turn_shares(parts, config, start)) for start in range(low, high + 1)]
     return [
@@ -76,18 +76,18 @@ def mean_turn(parts: Parts, config: ADTConfig) -> list[Share]:
 
 
 def total(shares: list[Share]) -> float:
-    """Their sum."""
+    """Add the totals."""
     return sum(share.total for share in shares)
 
 
 def warmup_turn(parts: Parts, config: ADTConfig) -> float:
-    """A turn of the warm-up, which trains the discriminator alone; its judgement is counted as a whole one."""
+    """Return the cost of a turn of the warm-up, which trains the discriminator alone; its judgement counts as a whole one."""
     low, high = start_range(config)
     return calls_per_step(config) * (low + high) / 2 * parts.forward + 2 * parts.decode_real + parts.judge
 
 
 def run_ratio(parts: Parts, config: ADTConfig, steps: int) -> float:
-    """Cost of a run of so many optimizer steps over that of one without `--adt`; no other work is counted in either."""
+    """Return the cost of a run of so many optimizer steps over that of one without `--adt`; no other work counts in either."""
     turns = TurnSchedule.from_config(config).count(steps)
     cost = turns.warmup * warmup_turn(parts, config) + turns.adversarial * total(mean_turn(parts, config))
     return 1 + cost / (steps * parts.step)

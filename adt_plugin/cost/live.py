@@ -32,7 +32,7 @@ class LiveBytes(TorchDispatchMode):
             self._note(tensor)
 
     def peak_of(self, part: Callable[[], object]) -> int:
-        """The most bytes alive during a call."""
+        """Return the most bytes alive during a call."""
         self.peak = self.now
         part()
         return self.peak

@@ -62,7 +62,7 @@ class Stopwatch:
         self.device, self.repeats = device, repeats
 
     def seconds(self, call: Callable[[], object], warm: bool = False) -> float:
-        """The least of the repeats: what disturbs a measurement makes it longer. A call that is not `warm` runs once before."""
+        """Return the least of the repeats, since disturbances make them longer. A call that is not `warm` runs once before."""
         if not warm:
             call()
         return min(self._once(call) for _ in range(self.repeats))
@@ -73,7 +73,7 @@ class Stopwatch:
         return self.now() - began
 
     def now(self) -> float:
-        """On CUDA after all queued work; elsewhere the time of this process, which other processes do not lengthen."""
+        """Return seconds of an unknown zero: on CUDA after all queued work, elsewhere of this process alone."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             return time.perf_counter()
@@ -82,7 +82,7 @@ class Stopwatch:
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """PyTorch on one thread inside where the CPU is what is measured; on CUDA nothing changes."""
+    """Run PyTorch on one thread inside where the CPU is measured; on CUDA nothing changes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(threads if device.type == "cuda" else 1)
     try:
@@ -92,7 +92,7 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 def prepared(workload: Workload, config: ADTConfig, device: torch.device) -> Workbench:
-    """A workbench in the middle of a run: AdamW has its moments, the heads have collected their statistics."""
+    """Build a workbench as in the middle of a run: AdamW has its moments, the heads have collected their statistics."""
     bench = Workbench(workload, config, device, resolve_dtype(config.decode_dtype, device))
     bench.plain_step()
     bench.settle()
@@ -100,7 +100,7 @@ def prepared(workload: Workload, config: ADTConfig, device: torch.device) -> Wor
 
 
 def peak_bytes(bench: Workbench, call: Callable[[], object], others: Sequence[Tensor] = ()) -> int:
-    """The most bytes alive during a call, everything resident included; on CUDA as the allocator counts them.
+    """Return the most bytes alive during a call, everything resident included; on CUDA as the allocator counts them.
 
     Args:
         others: that stay between steps, beside the workbench's.
@@ -117,7 +117,7 @@ def peak_bytes(bench: Workbench, call: Callable[[], object], others: Sequence[Te
 
 
 def measure_base(bench: Workbench, watch: Stopwatch) -> Base:
-    """The host's step, and every part of a turn alone."""
+    """Measure the host's step, and every part of a turn alone."""
     peak = peak_bytes(bench, bench.plain_step) - bench.own_bytes()
     seconds = watch.seconds(bench.plain_step, warm=True)
     parts = Parts(**{name: watch.seconds(getattr(bench, name)) for name in Parts.__dataclass_fields__})
@@ -126,7 +126,7 @@ def measure_base(bench: Workbench, watch: Stopwatch) -> Base:
 
 
 def measure_turn(bench: Workbench, watch: Stopwatch, config: ADTConfig, start: int) -> Measured:
-    """A turn with these options that unrolls `start` steps."""
+    """Measure a turn with these options that unrolls `start` steps."""
     turn = bench.turn(always_from(config, start))
     bench.place(config)
     peak = peak_of_turn(bench, turn)
@@ -136,7 +136,7 @@ def measure_turn(bench: Workbench, watch: Stopwatch, config: ADTConfig, start: i
 
 
 def peak_of_turn(bench: Workbench, turn: AdversarialTurn) -> int:
-    """Of a step with a turn in the middle of a run: the heads' AdamW has its moments, as after a step without gradient."""
+    """Return the peak bytes of a step with a turn, where the heads' AdamW has its moments as in the middle of a run."""
     for parameter in bench.discriminator.parameters():
         parameter.grad = torch.zeros_like(parameter)
     turn.optimizer.step()
@@ -145,13 +145,13 @@ def peak_of_turn(bench: Workbench, turn: AdversarialTurn) -> int:
 
 
 def always_from(config: ADTConfig, start: int) -> ADTConfig:
-    """The same options, without a warm-up, and with this start alone."""
+    """Return the same options without a warm-up and with this start alone."""
     fraction = start / config.steps
     return replace(config, start_min=fraction, start_max=fraction, warmup=0)
 
 
 def measure_naive(bench: Workbench, watch: Stopwatch, steps: int, start: int, grad_steps: int) -> Measured:
-    """The same with the whole unroll in one graph."""
+    """Measure a turn whose whole unroll is one graph."""
     peak = peak_bytes(bench, lambda: bench.naive_step(steps, start, grad_steps))
     seconds = watch.seconds(lambda: bench.naive_turn(steps, start, grad_steps), warm=True)
     bench.optimizer.zero_grad(set_to_none=True)
@@ -159,14 +159,14 @@ def measure_naive(bench: Workbench, watch: Stopwatch, steps: int, start: int, gr
 
 
 def device_name(device: torch.device) -> str:
-    """As tables show it: the card's, or the processor's with what was used of it."""
+    """Return the device's name as tables show it: the card's, or the processor's with what was used of it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, one thread"
 
 
 def _processor() -> str:
-    """As the kernel or the system names it."""
+    """Return the processor's name as the kernel or the system gives it."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
         for line in information.read_text(encoding="utf-8").splitlines():

@@ -48,7 +48,7 @@ class TrueSize:
         return build_sampler("ddim", torch.cumprod(1 - betas, 0), "epsilon")
 
     def vae(self) -> Any:
-        """The autoencoder, whose decoder is what counts."""
+        """Build the autoencoder, whose decoder is what counts."""
         from diffusers import AutoencoderKL
 
         return AutoencoderKL(
@@ -130,7 +130,7 @@ MODELS = {
 
 
 def dinov2(name: str) -> FrozenBackbone:
-    """A random DINOv2 read at four blocks, as the plugin loads it.
+    """Build a random DINOv2 read at four blocks, as the plugin loads it.
 
     Raises:
         KeyError: another size than those of `BACKBONES`.

@@ -37,7 +37,7 @@ class Measurement:
 def report(
     workload: Workload, config: ADTConfig, steps: int, parts: Parts, peaks: Peaks, measured: Measurement | None = None
 ) -> Iterator[str]:
-    """Its lines.
+    """Yield the lines of the report.
 
     Args:
         steps: optimizer steps of the run.
@@ -66,24 +66,24 @@ def report(
 
 
 def time_labels(parts: Parts, config: ADTConfig, steps: int) -> list[str]:
-    """The names of `time_column`'s lines."""
+    """Return the names of `time_column`'s lines."""
     shares = [f"  {share.times:4.3g} x {share.name}" for share in mean_turn(parts, config)]
     run = f"a run of {steps} steps, a turn every {config.every}, over the plain one"
     return ["one denoiser forward, f", "sd-scripts' step", "a turn, on average over its starts", *shares, run]
 
 
 def time_column(parts: Parts, config: ADTConfig, steps: int, forward: str) -> list[str]:
-    """What everything costs in units of a forward."""
+    """Return what everything costs in units of a forward."""
     shares = mean_turn(parts, config)
     costs = [parts.step, total(shares), *(share.total for share in shares)]
     return [forward, *(f"{cost / parts.forward:.2f} f" for cost in costs), f"{run_ratio(parts, config, steps):.2f} x"]
 
 
 def memory_column(plain: int, turn: int, backbone: int) -> list[str]:
-    """Peaks, and the ratio that has a target of 1.10."""
+    """Return the peaks, and the ratio that has a target of 1.10."""
     return [f"{plain / GIB:.2f} GiB", f"{turn / GIB:.2f} GiB", f"{turn / (plain + backbone):.2f} x"]
 
 
 def line(name: str, values: Sequence[str]) -> str:
-    """One line of the table."""
+    """Format one line of the table."""
     return f"{name:<{NAMES}}{''.join(f'  {value:>{COLUMN}}' for value in values)}".rstrip()

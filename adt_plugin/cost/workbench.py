@@ -99,7 +99,7 @@ class Workbench:
         self.crop = Crop(0, 0, side, side)
 
     def turn(self, config: ADTConfig) -> AdversarialTurn:
-        """Turns with these options, which may differ from the workbench's in what decoder and backbone do not depend on."""
+        """Build turns with these options; those that decoder and backbone depend on must be the workbench's."""
         sampler = self.workload.size.sampler()
         return AdversarialTurn(
             config, sampler=sampler, decode=self.decoder, discriminator=self.discriminator, decoder=self.decoder
@@ -113,34 +113,34 @@ class Workbench:
 
     @property
     def denoiser(self) -> Denoiser:
-        """As the host calls it; latents of any precision."""
+        """The denoiser as the host calls it; takes latents of any precision."""
         dtype = DTYPES[self.workload.dtype]
         return lambda x, t: self.bound(x.to(dtype), t)
 
     def visual_tensors(self) -> list[Tensor]:
-        """Weights of what only the turn's middle needs: decoder and backbone."""
+        """Return the weights of decoder and backbone, which only the middle of a turn needs."""
         return [*tensors_of(self.decoder), *self.backbone_tensors()]
 
     def backbone_tensors(self) -> list[Tensor]:
-        """Of the frozen backbone."""
+        """Return the weights of the frozen backbone."""
         return tensors_of(self.discriminator.backbone._network)
 
     def head_tensors(self) -> list[Tensor]:
-        """Of the discriminator's heads."""
+        """Return the weights and statistics of the discriminator's heads."""
         return tensors_of(self.discriminator)
 
     def tensors(self) -> list[Tensor]:
-        """Everything that stays between steps but the turns' own, the host's optimizer included."""
+        """Return everything that stays between steps, the host's optimizer included, but for what a turn owns."""
         moments = moments_of(self.optimizer)
         adapter = tensors_of(self.adapter) if self.adapter is not None else []
         return [*tensors_of(self.network), *adapter, *moments, *self.visual_tensors(), *self.head_tensors(), self.clean]
 
     def own_bytes(self) -> int:
-        """Of the plugin's weights: decoder, backbone and heads."""
+        """Return the bytes of the plugin's weights: decoder, backbone and heads."""
         return nbytes(self.visual_tensors()) + nbytes(self.head_tensors())
 
     def settle(self) -> None:
-        """Let the heads have collected their statistics, as they have after the first turns."""
+        """Mark the heads' statistics as collected, as they are after the first turns."""
         for standardize in self.discriminator.standardizers:
             standardize.seen = standardize.updates
 
@@ -149,42 +149,42 @@ class Workbench:
         self.discriminator.backbone._network.compile()
 
     def place(self, config: ADTConfig) -> None:
-        """Decoder and backbone where a run with these options keeps them between turns."""
+        """Put decoder and backbone where a run with these options keeps them between turns."""
         for module in (self.decoder, self.discriminator.backbone):
             module.to("cpu" if config.offload else self.device)
 
     # The parts of a step, each alone
 
     def forward(self) -> None:
-        """A denoiser call of the unroll, without gradient."""
+        """Call the denoiser as the unroll does, without gradient."""
         with torch.no_grad():
             self.denoiser(self.clean, self.timesteps)
 
     def forward_with_graph(self) -> Tensor:
-        """A denoiser call whose graph is kept."""
+        """Call the denoiser and keep its graph."""
         return self.denoiser(self.clean, self.timesteps)
 
     def step(self) -> None:
-        """The diffusion loss's forward and backward; a replayed step costs the same."""
+        """Run the diffusion loss forward and backward; a replayed step costs the same."""
         F.mse_loss(self.forward_with_graph().float(), self.clean).backward()
 
     def decode_real(self) -> None:
-        """The decode of the real images."""
+        """Decode the real images."""
         decode_real(self.decoder, self.clean, self.crop)
 
     def decode_generated(self) -> Tensor:
-        """The decode of the generated images, and its backward; returns the gradient."""
+        """Decode the generated images and pull back through the decoder; returns the gradient."""
         latents = self.clean.clone().requires_grad_()
         return torch.autograd.grad(decode_generated(self.decoder, latents, self.crop, with_graph=True).sum(), latents)[0]
 
     def judge(self) -> None:
-        """Three backbone passes, the generator's gradient at its images, and the heads' own step."""
+        """Run three backbone passes, the generator's gradient at its images, and the heads' own gradient."""
         side = self.crop.apply(self.clean).shape[-1] * self.decoder.latent_format.pixels
         images = torch.zeros(self.workload.batch, 3, side, side, device=self.device).requires_grad_()
         self._judge(images, images.detach(), images)
 
     def supervise(self) -> None:
-        """Decodes and judgement together, as a turn holds them in memory at one time."""
+        """Decode and judge, as a turn holds both in memory at one time."""
         real = decode_real(self.decoder, self.clean, self.crop)
         latents = self.clean.clone().requires_grad_()
         self._judge(decode_generated(self.decoder, latents, self.crop, with_graph=True), real, latents)
@@ -199,7 +199,7 @@ class Workbench:
     # Whole steps
 
     def plain_step(self) -> None:
-        """A step of the host without `--adt`."""
+        """Take a step of the host without `--adt`."""
         self.step()
         self.finish()
 
@@ -210,7 +210,7 @@ class Workbench:
         self.optimizer.zero_grad(set_to_none=True)
 
     def adt_step(self, turn: AdversarialTurn) -> None:
-        """A step of the host with a turn."""
+        """Take a step of the host with a turn."""
         prediction = self.forward_with_graph().float()
         turn.watch(prediction)
         F.mse_loss(prediction, self.clean).backward()
@@ -219,13 +219,13 @@ class Workbench:
         self.finish()
 
     def naive_step(self, steps: int, start: int, grad_steps: int) -> None:
-        """The unroll as one graph: the last `grad_steps` of `start` steps keep theirs, inputs included (AlignProp's way)."""
+        """Take a step whose unroll is one graph: the last `grad_steps` of `start` steps carry gradient, inputs included."""
         self.step()
         self.naive_turn(steps, start, grad_steps)
         self.finish()
 
     def naive_turn(self, steps: int, start: int, grad_steps: int) -> None:
-        """Its unroll, decode and judgement alone; the gradient stays in the parameters."""
+        """Run that step's unroll, decode and judgement alone; the gradient stays in the parameters."""
         sampler = self.workload.size.sampler()
         sampler.prepare(steps, start)
         latents = self.clean
@@ -240,7 +240,7 @@ class Workbench:
 
 
 def decoder_of(size: TrueSize, config: ADTConfig) -> LatentDecoder | TinyDecoder:
-    """The VAE's own decoder, or one of TAESD's size."""
+    """Build the VAE's own decoder, or one of TAESD's size."""
     if config.decoder == OWN_DECODER:
         vae = size.vae()
         return LatentDecoder(vae.decoder, getattr(vae, "post_quant_conv", None), LatentFormat(0.18215))
@@ -250,23 +250,23 @@ def decoder_of(size: TrueSize, config: ADTConfig) -> LatentDecoder | TinyDecoder
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What it remembers from step to step."""
+    """Return the tensors that an optimizer remembers from step to step."""
     return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers."""
+    """Return a module's parameters and buffers."""
     return [*module.parameters(), *module.buffers()]
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
-    """Their size."""
+    """Return the size of tensors in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @contextmanager
 def built_as(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """What is built inside has this precision and lies on this device."""
+    """Build what is built inside in this precision and on this device."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

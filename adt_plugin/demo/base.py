@@ -77,7 +77,7 @@ class Base:
 
 
 def default_cache() -> Path:
-    """The platform's folder for files that can be made again, `ADT_DEMO_CACHE` first."""
+    """Return the platform's folder for files that can be made again; `ADT_DEMO_CACHE` comes first."""
     if chosen := os.environ.get("ADT_DEMO_CACHE"):
         return Path(chosen)
     if sys.platform == "win32":
@@ -90,7 +90,7 @@ def default_cache() -> Path:
 
 
 def load_base(train: Digits, recipe: Recipe, cache: Path, progress: Progress = lambda work: None) -> Base:
-    """The networks of a recipe, frozen, from the cache or trained on `train` alone."""
+    """Load the networks of a recipe, frozen, from the cache, or train them on `train` alone."""
     with seeded(recipe.seed):
         unet, classifier, backbone = UNet(), Classifier(), RotationNet()
 
@@ -115,7 +115,7 @@ def load_base(train: Digits, recipe: Recipe, cache: Path, progress: Progress = l
 def _train(
     network: nn.Module, fit: Fit, stream: Iterator[tuple[Tensor, Tensor]], steps: int, seed: int, tick: Callable[[], object]
 ) -> None:
-    """AdamW at 1e-3, falling linearly to zero over the second half, gradient norm clipped to 1."""
+    """Train with AdamW at 1e-3, falling linearly to zero over the second half, gradient norm clipped to 1."""
     optimizer, generator = adamw(network, PRETRAINING_LR), torch.Generator().manual_seed(seed + 1)
     for step, (images, labels) in enumerate(stream):
         set_learning_rate(optimizer, PRETRAINING_LR * decay(step / steps))
@@ -127,18 +127,18 @@ def _train(
 
 
 def adamw(network: nn.Module, lr: float) -> torch.optim.AdamW:
-    """AdamW with betas (0.9, 0.99); PyTorch's fused kernel, which CPUs have from 2.4 on, saves a fifth of a step here."""
+    """Build AdamW with betas (0.9, 0.99); PyTorch's fused kernel, which CPUs have from 2.4 on, saves a fifth of a step here."""
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     return torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99), fused=version >= (2, 4))
 
 
 def decay(progress: float) -> float:
-    """Learning-rate factor at `progress` in 0..1: 1 over the first half, then linearly to 0."""
+    """Return the learning-rate factor at `progress` in 0..1: 1 over the first half, then linearly to 0."""
     return min(1.0, 2.0 * (1.0 - progress))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """For every parameter group, from the next step on."""
+    """Set the learning rate of every parameter group, from the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
@@ -164,12 +164,12 @@ def _rotation_loss(backbone: RotationNet, images: Tensor, labels: Tensor, genera
 
 
 def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Slightly warped images: 800 digits are few."""
+    """Warp images slightly: 800 digits are few."""
     return warp(images, generator, angle=10, stretch=0.1, shift=0.1)
 
 
 def _restored(network: nn.Module, path: Path) -> bool:
-    """Whether the network's weights were found; a file that cannot be read counts as missing and is made again."""
+    """Return whether the network's weights were found; a file that cannot be read counts as missing and is made again."""
     try:
         network.load_state_dict(load_file(path))
     except (OSError, RuntimeError, SafetensorError):

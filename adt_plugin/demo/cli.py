@@ -54,6 +54,7 @@ def _demo_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that the demo and its benchmark have in common."""
     parser.add_argument(
         "--threads",
         type=positive,
@@ -69,6 +70,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
@@ -77,7 +79,7 @@ def positive(text: str) -> int:
 
 @contextmanager
 def short_endings(out: Path) -> Iterator[None]:
-    """Ctrl-C, or an extra that is not installed, ends the command with a line, not with a traceback."""
+    """End the command with a line instead of a traceback, after Ctrl-C or where an extra is not installed."""
     try:
         yield
     except KeyboardInterrupt:

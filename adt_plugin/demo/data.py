@@ -40,7 +40,7 @@ class Splits:
 
 
 def load_splits() -> Splits:
-    """The three splits, shuffled once with a fixed seed: the same for every run and every machine.
+    """Load the three splits, shuffled once with a fixed seed: the same for every run and every machine.
 
     Raises ImportError with the command to run where scikit-learn is missing.
     """
@@ -62,17 +62,17 @@ def _load_digits() -> Digits:
 
 
 def encode(images: Tensor) -> Tensor:
-    """Latents `(B, 4, 8, 8)` of images `(B, 1, 16, 16)`, both in [-1, 1]."""
+    """Return latents `(B, 4, 8, 8)` of images `(B, 1, 16, 16)`, both in [-1, 1]."""
     return F.pixel_unshuffle(images, LATENT_PIXELS)
 
 
 def decode(latents: Tensor) -> Tensor:
-    """Images `(B, 1, 16, 16)` of latents `(B, 4, 8, 8)`: the exact inverse of `encode`, differentiable."""
+    """Return images `(B, 1, 16, 16)` of latents `(B, 4, 8, 8)`: the exact inverse of `encode`, differentiable."""
     return F.pixel_shuffle(latents, LATENT_PIXELS)
 
 
 def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Warped, blurred and dimmed images `(B, 1, 16, 16)` in [-1, 1]: the off-domain data of the first pretraining.
+    """Return warped, blurred and dimmed images `(B, 1, 16, 16)` in [-1, 1]: the off-domain data of the first pretraining.
 
     Each image is rotated by up to 30 degrees, stretched and sheared by up to a quarter, smoothed, and dimmed to
     50-80 % of its brightness.
@@ -84,7 +84,7 @@ def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def warp(images: Tensor, generator: torch.Generator, angle: float, stretch: float, shift: float = 0.0) -> Tensor:
-    """Images `(B, 1, 16, 16)` under random affine maps, each image its own; edges are continued outwards.
+    """Put images `(B, 1, 16, 16)` under random affine maps, each image its own; edges are continued outwards.
 
     Args:
         angle: largest rotation, in degrees.
@@ -105,7 +105,7 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
 
 
 def batches(digits: Digits, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless shuffled batches of (images, labels); an epoch's last, smaller batch is dropped.
+    """Yield endless shuffled batches of (images, labels); an epoch's last, smaller batch is dropped.
 
     Raises ValueError where not even one batch can be filled.
     """

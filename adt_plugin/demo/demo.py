@@ -15,7 +15,7 @@ from adt_plugin.demo.cells import Cell
 from adt_plugin.demo.diffusion import sample
 from adt_plugin.demo.finetune import Budget, tunable_copy
 from adt_plugin.demo.progress import Bar
-from adt_plugin.demo.study import Setting, Study, Tuned, grading_work, open_study, sampling_work, tuning_work
+from adt_plugin.demo.study import Setting, Study, Tuned, open_study, sampling_work, scoring_work, tuning_work
 from adt_plugin.demo.variants import ADT, BASE, DIFFUSION, Variant
 
 COMPARED = tuple(replace(variant, samplers=("ddim",)) for variant in (BASE, DIFFUSION, ADT))
@@ -63,7 +63,7 @@ class DemoResults:
         report.write_json(self.options.out / "results.json", self.options.setting, {"demo": self.cells})
 
     def table(self) -> str:
-        """The comparison so far, in Markdown."""
+        """Return the comparison so far, in Markdown."""
         return report.comparison(report.grouped(self.cells))
 
 
@@ -82,18 +82,18 @@ def run_demo(results: DemoResults) -> None:
 
 
 def demo_work(options: DemoOptions) -> float:
-    """Of the whole demo from an empty cache, in diffusion steps, roughly."""
+    """Estimate the work of the whole demo from an empty cache, in diffusion steps."""
 
     def run(variant: Variant) -> float:
         points = 1 if variant.plan is None else CURVE_POINTS
         curve = points * sampling_work(options.curve_samples, [CURVE_STEPS])
-        return tuning_work(variant.plan, Budget(steps=options.steps)) + grading_work(options.setting, variant) + curve
+        return tuning_work(variant.plan, Budget(steps=options.steps)) + scoring_work(options.setting, variant) + curve
 
     return options.setting.recipe.work + run(options.variants[0]) + options.seeds * sum(map(run, options.variants[1:]))
 
 
 def _run(study: Study, variant: Variant, seed: int, results: DemoResults) -> None:
-    """Tune one variant, grade it and its way there."""
+    """Tune one variant, score it and its way there."""
     waypoints: list[Tuned] = []
 
     def look(tuned: Tuned, progress: float) -> None:
@@ -101,21 +101,21 @@ def _run(study: Study, variant: Variant, seed: int, results: DemoResults) -> Non
             waypoints.append(replace(tuned, unet=tunable_copy(tuned.unet)))
 
     tuned = study.tune(variant.plan, Budget(steps=results.options.steps), seed, look)
-    results.add(study.grade(variant, tuned, seed))
+    results.add(study.score(variant, tuned, seed))
     results.tuned.setdefault(variant.name, tuned)
     curve = [(point.seconds, _curve_distance(study, point, results.options.curve_samples)) for point in waypoints or [tuned]]
     results.curves.setdefault(variant.name, []).append(curve)
 
 
 def _curve_distance(study: Study, tuned: Tuned, samples: int) -> float:
-    scores = study.exam.shortened(samples).grade(tuned.unet, steps=[CURVE_STEPS])
+    scores = study.evaluator.shortened(samples).evaluate(tuned.unet, steps=[CURVE_STEPS])
     study.progress(sampling_work(samples, [CURVE_STEPS]))
     return scores["ddim"][CURVE_STEPS].fd
 
 
 def _panels(study: Study, results: DemoResults) -> Iterator[tuple[str, Tensor]]:
-    """One line of panels per number of sampler steps, real digits at its end."""
-    noise, labels = study.exam.noise[:80], study.exam.labels[:80]
+    """Yield one line of panels per number of sampler steps, real digits at its end."""
+    noise, labels = study.evaluator.noise[:80], study.evaluator.labels[:80]
     by_class = [study.train.images[study.train.labels == label][:8] for label in range(10)]
     real = torch.stack(by_class, dim=1).flatten(0, 1)  # (8, 10, 1, H, W) -> (80, 1, H, W), one column per class
     for steps in GRID_STEPS:
@@ -125,7 +125,7 @@ def _panels(study: Study, results: DemoResults) -> Iterator[tuple[str, Tensor]]:
 
 
 def draw(study: Study, results: DemoResults) -> None:
-    """Both pictures: samples of every run from the same noise, and the curves."""
+    """Draw both pictures: samples of every run from the same noise, and the curves."""
     out = results.options.out
     pictures.sample_grids(out / "samples.png", list(_panels(study, results)), columns=len(results.tuned) + 1)
     start = results.curves[BASE.name][0][0]

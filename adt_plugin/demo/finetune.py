@@ -51,7 +51,7 @@ class Plan:
 
 @dataclass
 class Budget:
-    """How long to train: a number of optimizer steps, or of seconds from the first look at the clock.
+    """The length of a fine-tune: a number of optimizer steps, or of seconds from the first look at the clock.
 
     Raises ValueError unless exactly one of the two is given.
     """
@@ -127,7 +127,7 @@ def finetune(
 
 
 def build_turn(base: Base, plan: Plan, seed: int) -> AdversarialTurn | None:
-    """The plan's adversarial turn over the miniature's backbone and decoder; None for a plan without one."""
+    """Build the plan's adversarial turn over the miniature's backbone and decoder; None for a plan without one."""
     if plan.adt is None:
         return None
     config = replace(plan.adt, seed=seed)
@@ -144,5 +144,5 @@ def build_turn(base: Base, plan: Plan, seed: int) -> AdversarialTurn | None:
 
 
 def tunable_copy(unet: UNet) -> UNet:
-    """A trainable copy of a frozen denoiser."""
+    """Return a trainable copy of a frozen denoiser."""
     return copy.deepcopy(unet).requires_grad_(True).train()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Looks:
-    """A set of images as the metrics see it: features `(N, D)` and pixels `(N, C * H * W)`."""
+class ImageSet:
+    """What the metrics need of a set of images: features `(N, D)` and pixels `(N, C * H * W)`."""
 
     features: Tensor
     pixels: Tensor
@@ -30,12 +30,12 @@ class Scores:
     pixel_fd: float
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """Return the figures by name, for JSON."""
         return asdict(self)
 
 
-def score(real: Looks, gen: Looks, neighbours: int = 3) -> Scores:
-    """All figures for N real and M generated images.
+def score(real: ImageSet, gen: ImageSet, neighbours: int = 3) -> Scores:
+    """Return all figures for N real and M generated images.
 
     Precision and recall want sets of one size: `gen` is cut into as many chunks of N as it fills, and the mean over
     the chunks is returned. The Fréchet distance uses all of `gen`.
@@ -49,7 +49,7 @@ def score(real: Looks, gen: Looks, neighbours: int = 3) -> Scores:
 
 
 def frechet_distance(real: Tensor, gen: Tensor) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of the Gaussians fitted to `(N, D)` and `(M, D)` (arXiv 1706.08500).
+    """Return |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of the Gaussians fitted to `(N, D)` and `(M, D)` (arXiv 1706.08500).
 
     Raises ValueError for sets of fewer than two samples: they have no covariance.
     """
@@ -60,7 +60,7 @@ def frechet_distance(real: Tensor, gen: Tensor) -> float:
 
 
 def gaussian_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
-    """Squared 2-Wasserstein distance of two Gaussians: means `(D,)`, covariances `(D, D)`, float64.
+    """Return the squared 2-Wasserstein distance of two Gaussians: means `(D,)`, covariances `(D, D)`, float64.
 
     tr (C1 C2)^(1/2) is taken as tr (S C2 S)^(1/2) with S = C1^(1/2): symmetric, so that rounding cannot turn it complex.
     """
@@ -76,7 +76,7 @@ def _symmetric_root(matrix: Tensor) -> Tensor:
 
 
 def precision_recall(real: Tensor, gen: Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """Improved precision and recall of `(N, D)` against `(M, D)` (arXiv 1904.06991), both in 0..1.
+    """Return improved precision and recall of `(N, D)` against `(M, D)` (arXiv 1904.06991), both in 0..1.
 
     A set's manifold is the union of balls around its points, each reaching to the point's k-th nearest neighbour.
     Precision is the share of generated points inside the real manifold, recall the share of real points inside the

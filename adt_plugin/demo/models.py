@@ -19,7 +19,7 @@ from adt_plugin.demo.data import CLASSES, LATENT_SHAPE
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """PyTorch's layers draw their weights from the global generator: seed it inside, restore it after."""
+    """Seed the global generator inside, from which PyTorch's layers draw their weights, and restore it after."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -38,7 +38,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """`x` (B, in_channels, h, w), `emb` (B, embedding) -> (B, out_channels, h, w)."""
+        """Map `x` (B, in_channels, h, w) and `emb` (B, embedding) to (B, out_channels, h, w)."""
         h = self.conv1(F.silu(self.norm1(x))) + self.project(emb)[:, :, None, None]
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 
@@ -63,7 +63,7 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        """Predicted noise, shaped as `x` (B, 4, 8, 8); `timesteps` (B,) in 0..999, `labels` (B,) in 0..9."""
+        """Return the predicted noise, shaped as `x` (B, 4, 8, 8); `timesteps` (B,) in 0..999, `labels` (B,) in 0..9."""
         emb = F.silu(self.time(sinusoids(timesteps).to(x.dtype)) + self.label(labels))
         skip1 = self.down1(self.conv_in(x), emb)
         skip2 = h = self.down2(self.downsample(skip1), emb)
@@ -78,7 +78,7 @@ class UNet(nn.Module):
 
 
 def sinusoids(timesteps: Tensor, size: int = 32) -> Tensor:
-    """Sinusoidal embedding `(B, size)` of `timesteps` (B,), frequencies from 1 to 1e-4 (arXiv 1706.03762)."""
+    """Return the sinusoidal embedding `(B, size)` of `timesteps` (B,), frequencies from 1 to 1e-4 (arXiv 1706.03762)."""
     half = size // 2
     frequencies = torch.exp(-math.log(1e4) * torch.arange(half, device=timesteps.device) / half)
     angles = timesteps[:, None].float() * frequencies
@@ -86,7 +86,7 @@ def sinusoids(timesteps: Tensor, size: int = 32) -> Tensor:
 
 
 class Classifier(nn.Module):
-    """The metric's eye: a supervised digit classifier whose 48 penultimate activations are the metric's features."""
+    """The metric's network: a supervised digit classifier whose 48 penultimate activations are the metric's features."""
 
     features_dim = 48
 
@@ -100,11 +100,11 @@ class Classifier(nn.Module):
         self.head = nn.Linear(self.features_dim, CLASSES)
 
     def features(self, images: Tensor) -> Tensor:
-        """Features `(B, 48)` >= 0 of images `(B, 1, 16, 16)` in [-1, 1]."""
+        """Return features `(B, 48)` >= 0 of images `(B, 1, 16, 16)` in [-1, 1]."""
         return self.body(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class logits `(B, 10)` of images `(B, 1, 16, 16)` in [-1, 1]."""
+        """Return class logits `(B, 10)` of images `(B, 1, 16, 16)` in [-1, 1]."""
         return self.head(self.features(images))
 
 
@@ -118,6 +118,7 @@ class ResidualStage(nn.Module):
         self.conv = nn.Conv2d(out_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the stage's feature map."""
         x = self.shrink(x)
         return x + self.conv(F.leaky_relu(self.norm(x), 0.2))
 
@@ -137,7 +138,7 @@ class RotationNet(nn.Module):
         self.head = nn.Linear(self.channels[-1], 4)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Three feature maps `(B, C_i, h_i, w_i)` of images `(B, 1, 16, 16)` in [-1, 1]."""
+        """Return three feature maps `(B, C_i, h_i, w_i)` of images `(B, 1, 16, 16)` in [-1, 1]."""
         maps, x = [], images
         for stage in self.stages:
             x = stage(x)
@@ -145,5 +146,5 @@ class RotationNet(nn.Module):
         return maps
 
     def rotation_logits(self, images: Tensor) -> Tensor:
-        """Logits `(B, 4)` over rotations by 0, 90, 180 and 270 degrees: the pretext task."""
+        """Return logits `(B, 4)` over rotations by 0, 90, 180 and 270 degrees: the pretext task."""
         return self.head(F.leaky_relu(self(images)[-1], 0.2).mean(dim=(2, 3)))

@@ -20,7 +20,7 @@ Curve = Sequence[tuple[float, float]]
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure that needs no display and no global state of matplotlib's.
+    """Return an empty figure that needs no display and no global state of matplotlib's.
 
     Raises ImportError with the command to run where matplotlib is missing.
     """
@@ -35,7 +35,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def sample_grids(path: Path, panels: Sequence[tuple[str, Tensor]], columns: int, rows: int = 8) -> None:
-    """One panel per entry of images `(N, 1, H, W)` in [-1, 1], `columns` panels a row; a panel shows `rows` x 10 images."""
+    """Draw a panel per entry of images `(N, 1, H, W)` in [-1, 1], `columns` panels a row; a panel shows `rows` x 10 images."""
     lines = -(-len(panels) // columns)
     figure = new_figure(3.2 * columns, 2.9 * lines)
     grid = figure.subplots(lines, columns, squeeze=False)
@@ -48,7 +48,7 @@ def sample_grids(path: Path, panels: Sequence[tuple[str, Tensor]], columns: int,
 
 
 def tile(images: Tensor, columns: int) -> Tensor:
-    """Images `(N, 1, H, W)` as one `(rows * (H + 1), columns * (W + 1))`, a dark line below and right of each.
+    """Lay images `(N, 1, H, W)` out as one `(rows * (H + 1), columns * (W + 1))`, a dark line below and right of each.
 
     What does not fill a row is left out.
     """
@@ -59,7 +59,7 @@ def tile(images: Tensor, columns: int) -> Tensor:
 
 
 def curves(path: Path, panels: Mapping[tuple[str, str], Mapping[str, Sequence[Curve]]]) -> None:
-    """One panel of Fréchet distances per (title, x label).
+    """Draw one panel of Fréchet distances per (title, x label).
 
     A panel maps names to one curve per seed, all with the same number of points: drawn as their mean, point by point,
     with a band from lowest to highest.

@@ -26,9 +26,9 @@ class Bar:
         self._bar.close()
 
     def advance(self, work: float) -> None:
-        """So much more is done."""
+        """Add work that has been done."""
         self._bar.update(work)
 
     def name(self, text: str) -> None:
-        """What is going on now."""
+        """Show what is being done now."""
         self._bar.set_description(text)

@@ -21,7 +21,7 @@ Groups = dict[str, list[Cell]]
 
 
 def grouped(cells: Iterable[Cell]) -> Groups:
-    """Cells by the name of their run."""
+    """Group cells by the name of their run."""
     groups: Groups = {}
     for cell in cells:
         groups.setdefault(cell.run, []).append(cell)
@@ -29,23 +29,23 @@ def grouped(cells: Iterable[Cell]) -> Groups:
 
 
 def values(cells: Sequence[Cell], figure: str, steps: int, sampler: str = "ddim") -> list[float]:
-    """One figure (`fd`, `pixel_fd`, `precision`, `recall`) of every cell."""
+    """Return one figure (`fd`, `pixel_fd`, `precision`, `recall`) of every cell."""
     return [getattr(cell.scores[sampler][steps], figure) for cell in cells]
 
 
 def mean(cells: Sequence[Cell], figure: str, steps: int, sampler: str = "ddim") -> float:
-    """A figure's mean over seeds."""
+    """Return a figure's mean over seeds."""
     return statistics.fmean(values(cells, figure, steps, sampler))
 
 
 def spread(numbers: Sequence[float], digits: int) -> str:
-    """`mean ± standard deviation` over seeds (of the sample, n - 1), or the number where there is only one."""
+    """Format `mean ± standard deviation` over seeds (of the sample, n - 1), or the number where there is only one."""
     text = f"{statistics.fmean(numbers):.{digits}f}"
     return text if len(numbers) < 2 else f"{text} ± {statistics.stdev(numbers):.{digits}f}"
 
 
 def comparison(groups: Groups, sampler: str = "ddim") -> str:
-    """One row per run: distances, precision, recall, optimizer steps, wall time."""
+    """Tabulate one row per run: distances, precision, recall, optimizer steps, wall time."""
     head = [
         "run",
         "seeds",
@@ -73,7 +73,7 @@ def _row(name: str, cells: Sequence[Cell], sampler: str) -> list[str]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns, the first one flush left."""
+    """Format a Markdown table with aligned columns, the first one flush left."""
     rows = list(rows)
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
 
@@ -89,7 +89,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def by_sampler_steps(cells: Iterable[Cell], sampler: str = "ddim") -> dict[str, list[list[tuple[float, float]]]]:
-    """By run, one curve per seed: number of sampler steps, Fréchet distance."""
+    """Return by run one curve per seed: number of sampler steps, Fréchet distance."""
     return {
         name: [[(float(steps), scores.fd) for steps, scores in cell.scores[sampler].items()] for cell in group]
         for name, group in grouped(cells).items()
@@ -97,7 +97,7 @@ def by_sampler_steps(cells: Iterable[Cell], sampler: str = "ddim") -> dict[str, 
 
 
 def machine() -> dict[str, Any]:
-    """What wall times depend on, without anything that names the machine."""
+    """Return what wall times depend on, without anything that names the machine."""
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -107,6 +107,6 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: Path, setting: Any, sections: Mapping[str, Sequence[Cell]]) -> None:
-    """All cells of all sections, with the setting and the machine they were measured on."""
+    """Write all cells of all sections, with the setting and the machine they were measured on."""
     cells = {title: [asdict(cell) for cell in section] for title, section in sections.items()}
     write_atomically(path, json.dumps({"setting": asdict(setting), "machine": machine(), "sections": cells}, indent=1) + "\n")

@@ -12,7 +12,7 @@ from adt_plugin.core.schedule import TurnSchedule
 from adt_plugin.demo.base import Base, Progress, Recipe, load_base
 from adt_plugin.demo.cells import Cell
 from adt_plugin.demo.data import Digits, load_splits
-from adt_plugin.demo.evaluate import SAMPLER_STEPS, Exam, set_exam
+from adt_plugin.demo.evaluate import SAMPLER_STEPS, Evaluator, build_evaluator
 from adt_plugin.demo.finetune import Budget, Plan, build_turn, finetune, tunable_copy
 from adt_plugin.demo.models import UNet
 from adt_plugin.demo.variants import Variant
@@ -25,7 +25,7 @@ STEPS_PER_SECOND = 60.0
 
 @dataclass(frozen=True)
 class Setting:
-    """What must be the same for figures to be comparable.
+    """The part of an experiment that must be the same for figures to be comparable.
 
     Attributes:
         split: `heldout` for reported figures, `validation` for choosing settings.
@@ -56,12 +56,12 @@ Watcher = Callable[[Tuned, float], object]
 
 @dataclass(frozen=True)
 class Study:
-    """The pretrained networks, the data and the exam of one setting; reports all its work to `progress`."""
+    """The pretrained networks, the data and the evaluation of one setting; reports all its work to `progress`."""
 
     setting: Setting
     base: Base
     train: Digits
-    exam: Exam
+    evaluator: Evaluator
     progress: Progress
 
     def tune(self, plan: Plan | None, budget: Budget, seed: int, after_step: Watcher = lambda tuned, progress: None) -> Tuned:
@@ -83,21 +83,21 @@ class Study:
         work.reach(1.0)
         return Tuned(unet, budget.elapsed, budget.taken)
 
-    def grade(self, variant: Variant, tuned: Tuned, seed: int) -> Cell:
-        """The scores of a tuned denoiser with the variant's samplers, as a cell."""
-        scores = self.exam.grade(tuned.unet, variant.samplers)
-        self.progress(grading_work(self.setting, variant))
+    def score(self, variant: Variant, tuned: Tuned, seed: int) -> Cell:
+        """Score a tuned denoiser with the variant's samplers, as a cell."""
+        scores = self.evaluator.evaluate(tuned.unet, variant.samplers)
+        self.progress(scoring_work(self.setting, variant))
         return Cell(variant.name, seed, tuned.seconds, tuned.steps, self.setting.threads, scores)
 
 
 class Shares:
-    """Turns the share of a job that is done into increments of work."""
+    """Progress of one job, from the share that is done to increments of work."""
 
     def __init__(self, work: float, progress: Progress) -> None:
         self.work, self.progress, self.done = work, progress, 0.0
 
     def reach(self, share: float) -> None:
-        """Report what has been done since the last call, up to the whole job."""
+        """Report the work since the last call, up to the whole job."""
         share = min(share, 1.0)
         self.progress(self.work * (share - self.done))
         self.done = share
@@ -109,16 +109,16 @@ def open_study(setting: Setting, cache: Path, progress: Progress = lambda work: 
     Raises ValueError for a split that does not exist.
     """
     if setting.split not in ("heldout", "validation"):
-        raise ValueError(f"runs are graded on the heldout or the validation split, not on {setting.split!r}")
+        raise ValueError(f"runs are scored on the heldout or the validation split, not on {setting.split!r}")
     torch.set_num_threads(setting.threads)
     splits = load_splits()
     base = load_base(splits.train, setting.recipe, cache, progress)
-    exam = set_exam(base.classifier, getattr(splits, setting.split), setting.samples, setting.noise_seed)
-    return Study(setting, base, splits.train, exam, progress)
+    evaluator = build_evaluator(base.classifier, getattr(splits, setting.split), setting.samples, setting.noise_seed)
+    return Study(setting, base, splits.train, evaluator, progress)
 
 
 def tuning_work(plan: Plan | None, budget: Budget) -> float:
-    """What a fine-tune will cost, in diffusion steps, roughly."""
+    """Estimate what a fine-tune costs, in diffusion steps."""
     if plan is None:
         return 0.0
     if budget.steps is None:
@@ -130,11 +130,11 @@ def tuning_work(plan: Plan | None, budget: Budget) -> float:
     return budget.steps + turns * TURN_WORK
 
 
-def grading_work(setting: Setting, variant: Variant) -> float:
-    """What grading a variant will cost, in diffusion steps, roughly."""
+def scoring_work(setting: Setting, variant: Variant) -> float:
+    """Estimate what scoring a variant costs, in diffusion steps."""
     return sampling_work(setting.samples, SAMPLER_STEPS) * len(variant.samplers)
 
 
 def sampling_work(samples: int, steps: Sequence[int]) -> float:
-    """What drawing samples at each of these numbers of steps will cost, in diffusion steps, roughly."""
+    """Estimate what drawing samples at each of these numbers of steps costs, in diffusion steps."""
     return samples * sum(steps) * SAMPLE_STEP_WORK

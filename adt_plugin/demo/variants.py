@@ -43,18 +43,18 @@ class Variant:
 
 
 def diffusion_only(lr: float) -> Plan:
-    """The same loop without an adversarial turn."""
+    """Return the plan of the same loop without an adversarial turn."""
     return Plan(lr=lr)
 
 
 def changed(adt: dict[str, Any] | None = None, **loop: Any) -> Plan:
-    """The reference with some ADT options and some fields of the plan replaced."""
+    """Return the reference with some ADT options and some fields of the plan replaced."""
     assert REFERENCE.adt is not None
     return replace(REFERENCE, adt=replace(REFERENCE.adt, **(adt or {})), **loop)
 
 
 def hurried(variant: Variant) -> Variant:
-    """The same with two turns of warm-up at most: for runs that only show that everything works."""
+    """Return the same with two turns of warm-up at most, for runs that only show that everything works."""
     if variant.plan is None or variant.plan.adt is None:
         return variant
     adt = replace(variant.plan.adt, warmup=min(2, variant.plan.adt.warmup))

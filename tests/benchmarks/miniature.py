@@ -18,7 +18,7 @@ from adt_plugin.demo.evaluate import SAMPLER_STEPS
 from adt_plugin.demo.finetune import Budget
 from adt_plugin.demo.pictures import Curve
 from adt_plugin.demo.progress import Bar
-from adt_plugin.demo.study import Setting, Study, grading_work, open_study, tuning_work
+from adt_plugin.demo.study import Setting, Study, open_study, scoring_work, tuning_work
 from adt_plugin.demo.variants import Variant, hurried
 from benchmarks import DOCUMENTS, tradeoff
 from benchmarks.ablations import (
@@ -198,7 +198,7 @@ def cell_of(study: Study, store: CellStore, row: Row, seed: int) -> Cell:
     """The cell of a row and a seed, from the store or measured now."""
 
     def measured() -> dict[str, Any]:
-        return asdict(study.grade(row.variant, study.tune(row.variant.plan, row.limit.budget(), seed), seed))
+        return asdict(study.score(row.variant, study.tune(row.variant.plan, row.limit.budget(), seed), seed))
 
     found, fresh = store.get_or_run(f"{row.label}-seed{seed}", (study.setting, row.variant, row.limit, seed), measured)
     if not fresh:
@@ -208,7 +208,7 @@ def cell_of(study: Study, store: CellStore, row: Row, seed: int) -> Cell:
 
 def row_work(setting: Setting, row: Row) -> float:
     """What one seed of a row will cost, in diffusion steps, roughly."""
-    return tuning_work(row.variant.plan, row.limit.budget()) + grading_work(setting, row.variant)
+    return tuning_work(row.variant.plan, row.limit.budget()) + scoring_work(setting, row.variant)
 
 
 def bench_work(options: BenchOptions) -> float:

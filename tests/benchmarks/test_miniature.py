@@ -34,15 +34,15 @@ PNG = b"\x89PNG"
 def stop_after(runs: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Press Ctrl-C in the run after so many; returns the names of the runs that were begun."""
     begun: list[str] = []
-    grade = Study.grade
+    score = Study.score
 
     def watched(self: Study, variant: Variant, *rest: Any):
         begun.append(variant.name)
         if len(begun) > runs:
             raise KeyboardInterrupt
-        return grade(self, variant, *rest)
+        return score(self, variant, *rest)
 
-    monkeypatch.setattr(Study, "grade", watched)
+    monkeypatch.setattr(Study, "score", watched)
     return begun
 
 

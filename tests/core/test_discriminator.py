@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -110,6 +112,29 @@ def test_images_reach_the_backbone_at_the_configured_size() -> None:
     backbone = FrozenBackbone(ToyFeatures(), [8, 12], patch_size=14)
     assert Discriminator(backbone, width=16, image_size=56).fit_size(images(height=64, width=128)).shape[-2:] == (42, 84)
     assert Discriminator(backbone, width=16).fit_size(images()).shape[-2:] == (16, 16)
+
+
+# Views
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_the_generated_image_and_both_views_of_the_real_one_are_augmented_each_with_its_own_draw(name: str) -> None:
+    """Given one image as generated and as real: what the backbone sees are three pictures, none of them the image itself."""
+    discriminator, image = toy_discriminator(augment=(name,)), images(8, 32, 32)
+    discriminator.augment = Augment([name], 14, discriminator.generator)
+    unchanged = toy_discriminator(augment=()).pair_features(image, image).real[0]
+    features = discriminator.pair_features(image, image)
+    seen = [unchanged, features.gen[0], features.real[0], features.real_again[0]]
+    for view, other in itertools.combinations(seen, 2):
+        assert (view - other).abs().amax((1, 2, 3)).gt(1e-3).sum() > len(image) / 2
+
+
+def test_the_two_views_of_a_real_image_belong_to_the_same_image() -> None:
+    discriminator, real = toy_discriminator(augment=()), images(4, seed=2)
+    features = discriminator.pair_features(images(4, seed=1), real)
+    for first, second, expected in zip(features.real, features.real_again, discriminator.backbone(real), strict=True):
+        torch.testing.assert_close(first, expected)
+        torch.testing.assert_close(second, expected)
 
 
 # Augmentation

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from adt_plugin.core.diffusion.unroll import Unroll
 from adt_plugin.core.distributed import all_reduce_gradients, all_reduce_norm
 from adt_plugin.core.run import state
 from adt_plugin.core.run.health import BadTurnsError, Health
@@ -161,6 +162,27 @@ def test_two_processes_walk_the_same_path_on_other_images_and_keep_the_same_head
     assert all(torch.equal(first["heads"][name], second["heads"][name]) for name in first["heads"])
 
 
+def draw(rank: int) -> dict[str, Any]:
+    """A turn on the same latents in both processes whose path ends where it began, as generated and as real image."""
+    turn, drawn = toy_turn(warmup=3, decode_crop=0), []
+
+    def note(sampler: Any, clean: Tensor, noise: Tensor, steps: int, start: int) -> Tensor:
+        sampler.prepare(steps, start)
+        drawn.append(noise)
+        return clean
+
+    turn.noised_start, turn.unroll = note, lambda denoiser, sampler, latents, *rest: Unroll(latents, [])
+    scores = [turn(ToyDenoiser(), toy_latents()).scores for _ in range(3)]
+    return {"noise": torch.stack(drawn), "scores": torch.stack(scores), "path": turn.path_generator.get_state()}
+
+
+def test_two_processes_draw_their_own_noise_and_their_own_augmentation(results: dict[str, tuple[Any, Any]]) -> None:
+    first, second = results["draw"]
+    assert torch.equal(first["path"], second["path"])
+    assert (first["noise"] - second["noise"]).abs().mean() > 0.5
+    assert not (first["scores"] == second["scores"]).any()  # the same images and heads: other draws of their augmentation
+
+
 # Faults in one process alone
 
 
@@ -276,7 +298,7 @@ WORK: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     for micro_steps in (1, 2)
 }
 WORK |= {where: (train_with_a_fault, (where,)) for where in ("denoiser", "real image")}
-WORK |= {"walk": (walk, ()), "end": (end_by_faults, ()), "resume": (resume, ())}
+WORK |= {"walk": (walk, ()), "draw": (draw, ()), "end": (end_by_faults, ()), "resume": (resume, ())}
 
 
 # Alone

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
+from adt_plugin.core.diffusion.denoiser import Denoiser
+from adt_plugin.core.diffusion.samplers import Sampler
+from adt_plugin.core.diffusion.unroll import Unroll, unroll
 from adt_plugin.core.report import STAGES
 from adt_plugin.core.turn import AdversarialTurn
 from toys import ToyDenoiser, diffusion_backward, toy_decode, toy_latents, toy_turn
@@ -128,6 +132,35 @@ def test_only_timesteps_in_the_trained_range_carry_gradient() -> None:
     assert torch.equal(turn.balance.adversarial.value, usual)  # a turn without a gradient is not remembered as a small one
 
 
+def test_the_trained_range_includes_its_lower_end_and_not_its_upper() -> None:
+    turn, net = toy_turn(grad_mask="all", start_min=1.0), ToyDenoiser()
+    for trained, positions in {(200, 401): [3], (201, 402): [2, 3], (202, 801): [1, 2], (801, 802): [0]}.items():
+        turn.timestep_range = trained  # the grid is 801, 601, 401, 201, 1
+        assert one_step(turn, net)[2].grad_positions == positions
+
+
+def test_the_heads_are_trained_as_the_options_say() -> None:
+    """AdamW's first steps are those of the given betas, without weight decay."""
+    turn, net = toy_turn(disc_betas="0.3,0.7", disc_lr=0.01), ToyDenoiser()
+    named = {name: parameter for name, parameter in turn.discriminator.named_parameters() if "layers" in name}
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    copies = [tensor.clone().requires_grad_(True) for tensor in before.values()]
+    expected = torch.optim.AdamW(copies, lr=0.01, betas=(0.3, 0.7), weight_decay=0.0)
+
+    def note(*args: object) -> None:
+        for copy, parameter in zip(copies, named.values(), strict=True):
+            assert parameter.grad is not None
+            copy.grad = parameter.grad.clone()
+        expected.step()
+
+    turn.optimizer.register_step_pre_hook(note)
+    for _ in range(3):
+        one_step(turn, net)
+    for copy, parameter in zip(copies, named.values(), strict=True):
+        torch.testing.assert_close(parameter, copy)
+    assert not any(torch.equal(before[name], parameter) for name, parameter in named.items())
+
+
 def test_a_turn_every_n_steps_and_in_every_step_of_the_warmup() -> None:
     turn = toy_turn(every=3, warmup=2)
     assert all(turn.due(step) for step in range(7))
@@ -175,6 +208,34 @@ def test_a_crop_shows_the_same_window_of_both_images() -> None:
     real, gen = decoded  # in this order
     assert any(torch.equal(real, latents[..., i : i + 4, j : j + 4]) for i in range(5) for j in range(5))
     torch.testing.assert_close(gen, real, rtol=0.05, atol=100)
+
+
+def walked_back_to_the_image(turn: AdversarialTurn) -> AdversarialTurn:
+    """The same turn, whose path begins at x_0 and ends there exactly, with all its outputs."""
+
+    def from_the_image(sampler: Sampler, clean: Tensor, noise: Tensor, steps: int, start: int) -> Tensor:
+        sampler.prepare(steps, start)
+        return clean
+
+    def back_to_the_image(denoiser: Denoiser, sampler: Sampler, latents: Tensor, *rest: Any) -> Unroll:
+        path = unroll(denoiser, sampler, latents, *rest)
+        return Unroll(latents + 0 * path.latents, path.steps)
+
+    turn.noised_start, turn.unroll = from_the_image, back_to_the_image
+    return turn
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": 0.0}, {"decode_crop": 0}])
+def test_a_path_that_ends_at_the_image_generates_the_real_one_at_the_same_place(options: dict[str, Any]) -> None:
+    turn, net = walked_back_to_the_image(toy_turn(**{"decode_crop": 8} | options)), ToyDenoiser()
+    turn.latent_pixels = 2
+    pictures = set()
+    for _ in range(12):
+        diffusion_backward(turn, net, toy_latents())
+        report = turn(net, toy_latents())
+        torch.testing.assert_close(report.gen, report.real)
+        pictures.add(tuple(report.real.flatten().tolist()))
+    assert len(pictures) == 1 if turn.config.decode_crop == 0 else len(pictures) > 6  # a new place in every turn
 
 
 def test_a_crop_of_given_images_is_the_window_of_the_generated_ones() -> None:

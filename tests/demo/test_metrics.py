@@ -8,7 +8,7 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-from adt_plugin.demo.metrics import Looks, frechet_distance, gaussian_distance, precision_recall, score
+from adt_plugin.demo.metrics import ImageSet, frechet_distance, gaussian_distance, precision_recall, score
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -123,7 +123,7 @@ def test_scores_average_precision_and_recall_over_chunks_of_equal_size():
     real, gen = normal(20, 2), normal(45, 2, seed=1) + 0.5
     chunks = [precision_recall(real, gen[:20]), precision_recall(real, gen[20:40])]  # five are left over
     pixels = normal(20, 3), normal(45, 3, seed=2)
-    scores = score(Looks(real, pixels[0]), Looks(gen, pixels[1]))
+    scores = score(ImageSet(real, pixels[0]), ImageSet(gen, pixels[1]))
     assert scores.precision == pytest.approx((chunks[0][0] + chunks[1][0]) / 2)
     assert scores.recall == pytest.approx((chunks[0][1] + chunks[1][1]) / 2)
     assert scores.fd == pytest.approx(frechet_distance(real, gen))

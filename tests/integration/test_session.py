@@ -193,6 +193,19 @@ def test_a_loss_scaler_changes_neither_the_balance_nor_the_sum(tmp_path: Path, t
     assert norms[0] > 0
 
 
+def test_accumulation_divides_the_sum_and_changes_not_the_balance(
+    tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Host(tmp_path, tiny_dino, balance="ratio")
+    whole = one_batch(plain)
+    accumulating = Host(tmp_path, tiny_dino, balance="ratio")
+    monkeypatch.setattr(Accelerator, "gradient_accumulation_steps", property(lambda self: 4))
+    torch.testing.assert_close(one_batch(accumulating), whole / 4)
+    norms = [host.session.run.turn.balance.diffusion.value for host in (accumulating, plain)]
+    torch.testing.assert_close(*norms)
+    assert norms[0] > 0
+
+
 @pytest.mark.parametrize(("factor", "moved"), [(1.0, True), (float("inf"), False)])
 def test_the_heads_step_when_the_scaler_lets_the_host_step(tmp_path: Path, tiny_dino: Path, factor: float, moved: bool) -> None:
     host = Host(tmp_path, tiny_dino)
