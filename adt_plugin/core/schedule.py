@@ -92,7 +92,7 @@ class TurnSchedule:
         whole_steps, rest = divmod(warmup, batches_per_step)
         first += whole_steps
         due_steps = max(0, _multiples_below(end, self.every) - _multiples_below(first, self.every))
-        lost = rest if first < end and first % self.every == 0 else 0  # of a due step whose first batches end the warm-up
+        lost = rest if first % self.every == 0 else 0  # of a due step whose first batches end the warm-up
         return TurnCount(warmup, due_steps * batches_per_step - lost)
 
     def check(self, steps: int, batches_per_step: int = 1, step: int = 0, turns: int = 0) -> None:

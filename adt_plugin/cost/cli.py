@@ -153,12 +153,17 @@ def cost_parser(prog: str = "adt cost") -> argparse.ArgumentParser:
     run.add_argument("--dataset_config", help="not read: give --resolution and --train_batch_size")
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument("--measure", action="store_true", help="do the steps with random weights of true size, too")
-    measuring.add_argument(
+    add_measuring_arguments(measuring)
+    add_adt_arguments(parser)
+    return parser
+
+
+def add_measuring_arguments(parser: Any) -> None:
+    """Add the options of how to measure to a parser or one of its groups."""
+    parser.add_argument(
         "--device",
         choices=("cuda", "cpu"),
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="where to measure (default: %(default)s)",
     )
-    measuring.add_argument("--repeats", type=int, default=2, help="of every timed call, the least counts (default: 2)")
-    add_adt_arguments(parser)
-    return parser
+    parser.add_argument("--repeats", type=int, default=2, help="of every timed call, the least counts (default: 2)")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from adt_plugin.core.report import StageClock
 from adt_plugin.host.calls import DenoiserCall
-from adt_plugin.host.conventions import Convention
 from adt_plugin.host.seams import SeamError
 
 
@@ -39,21 +36,13 @@ class Noised:
         clock = StageClock(profile, latents.device)
         return cls(latents.detach(), clock, clock.now())
 
-    def predicted(
-        self,
-        module: nn.Module,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        convention: Convention,
-        autocast: Callable[[], Any],
-    ) -> Predicted:
-        """Return the batch after the host's call of its denoiser with these arguments.
+    def predicted(self, call: DenoiserCall) -> Predicted:
+        """Return the batch after the host's call of its denoiser.
 
         Raises:
             SeamError: the call's latents have another shape than those that were noised.
         """
-        call = DenoiserCall.captured(module, args, kwargs, convention, autocast)
-        expected, found = convention.pack(self.latents).shape, getattr(call.latents, "shape", ())
+        expected, found = call.convention.pack(self.latents).shape, getattr(call.latents, "shape", ())
         if found != expected:
             raise SeamError(f"the denoiser was called with {tuple(found)}, expected the latents' {tuple(expected)}")
         return Predicted(self, call)

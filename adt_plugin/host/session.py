@@ -26,6 +26,7 @@ from adt_plugin.core.run.health import Health
 from adt_plugin.core.run.monitor import Monitor
 from adt_plugin.host import resume
 from adt_plugin.host.batch import Batch, Idle, Noised, Predicted
+from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.checks import check_processes, trained_range
 from adt_plugin.host.conventions import only_tensor
 from adt_plugin.host.families import ACCELERATOR, METADATA, METADATA_OBJECT, Family
@@ -256,7 +257,8 @@ class Session:
         """Note the first call with gradient after the noising, which turns repeat; validation and sampling have none."""
         if isinstance(self.batch, Noised) and torch.is_grad_enabled():
             autocast = self.found["accelerator"].autocast
-            self.batch = self.batch.predicted(module, args, kwargs, self.family.convention, autocast)
+            call = DenoiserCall.captured(module, args, kwargs, self.family.convention, autocast)
+            self.batch = self.batch.predicted(call)
 
     def _after_denoiser(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Let the balance watch the gradient at the denoiser's output."""

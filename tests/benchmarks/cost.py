@@ -13,6 +13,7 @@ import torch
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.run.files import write_atomically
+from adt_plugin.cost.cli import add_measuring_arguments
 from adt_plugin.cost.measure import device_name
 from adt_plugin.cost.workbench import Workload
 from benchmarks import DOCUMENTS, cost_sweep
@@ -52,13 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=DOCUMENTS, help="folder of cost.json and cost.md (default: docs/benchmarks)"
     )
-    parser.add_argument(
-        "--device",
-        choices=("cuda", "cpu"),
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="where to measure (default: %(default)s)",
-    )
-    parser.add_argument("--repeats", type=int, default=2, help="of every timed call, the least counts (default: 2)")
+    add_measuring_arguments(parser)
     given = parser.parse_args(argv)
     write_tables(given.out, torch.device(given.device), given.repeats)
     print(f"Written: cost.md and cost.json in {given.out.resolve()}")

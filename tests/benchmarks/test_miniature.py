@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from adt_plugin.demo import report
 from adt_plugin.demo.cells import Cell
 from adt_plugin.demo.metrics import Scores
-from adt_plugin.demo.study import Setting, Study
-from adt_plugin.demo.variants import Variant, hurried
+from adt_plugin.demo.study import Setting
+from adt_plugin.demo.variants import hurried
 from benchmarks import miniature
 from benchmarks.ablations import ADT, BASE, DIFFUSION
 from benchmarks.miniature import (
@@ -27,23 +26,9 @@ from benchmarks.miniature import (
     hurried_sections,
     run_bench,
 )
+from tiny_demo import stop_after
 
 PNG = b"\x89PNG"
-
-
-def stop_after(runs: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Press Ctrl-C in the run after so many; returns the names of the runs that were begun."""
-    begun: list[str] = []
-    score = Study.score
-
-    def watched(self: Study, variant: Variant, *rest: Any):
-        begun.append(variant.name)
-        if len(begun) > runs:
-            raise KeyboardInterrupt
-        return score(self, variant, *rest)
-
-    monkeypatch.setattr(Study, "score", watched)
-    return begun
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from adt_plugin.demo import cli
 from adt_plugin.demo.cli import demo_main
-from adt_plugin.demo.study import Setting, Study
-from adt_plugin.demo.variants import DIFFUSION, Variant
+from adt_plugin.demo.study import Setting
+from adt_plugin.demo.variants import DIFFUSION
+from tiny_demo import stop_after
 
 PNG = b"\x89PNG"
 
@@ -68,21 +68,6 @@ def test_ctrl_c_leaves_what_was_finished(
     assert "Interrupted" in capsys.readouterr().out
     table = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
     assert "base" in table and DIFFUSION.name in table and "ADT" not in table
-
-
-def stop_after(runs: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Press Ctrl-C in the run after so many; returns the names of the runs that were begun."""
-    begun: list[str] = []
-    score = Study.score
-
-    def watched(self: Study, variant: Variant, *rest: Any):
-        begun.append(variant.name)
-        if len(begun) > runs:
-            raise KeyboardInterrupt
-        return score(self, variant, *rest)
-
-    monkeypatch.setattr(Study, "score", watched)
-    return begun
 
 
 @pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--steps", "-1"], ["--nonsense"]])

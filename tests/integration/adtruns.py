@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from adt_plugin import __version__
-from tinyhost.run import CompletedRun
+from tinyhost.models import HostModel
+from tinyhost.run import CompletedRun, host_arguments, host_environment, run_to_end
 
 NUMBERS = ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")
 
@@ -29,6 +33,18 @@ def assert_trained_with_adt(run: CompletedRun, turns: int) -> None:
     assert [row["turn"] for row in turn_rows] == list(range(1, turns + 1))
     assert all(math.isfinite(row[name]) for row in turn_rows for name in NUMBERS)
     assert all(row["grad_norm"] > 0 and not row["skipped"] for row in turn_rows if not row["warmup"])
+
+
+def observed(
+    observer: Path, script: str, options: Sequence[object], host_dir: Path, model: HostModel, images: Path, out: Path
+) -> tuple[CompletedRun, Any]:
+    """Run a script of the host under `probe.py`, `watch.py` or `ascent.py`; the run, and what that has written as JSON."""
+    arguments = [*host_arguments(script, model, images, out), "--adt", *options]
+    environment = host_environment(model.family, out, hub_cache=model.tokenizers)
+    result = out / f"{observer.stem}.json"
+    command = [sys.executable, observer, result, script, *arguments]
+    completed = CompletedRun(*run_to_end([str(part) for part in command], host_dir, environment, 200), out)
+    return completed.check(), json.loads(result.read_text())
 
 
 def assert_same_weights(first: CompletedRun, second: CompletedRun) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from adtruns import observed
 
 from tinyhost.families import family_of
-from tinyhost.models import HostModel, TinyModel
-from tinyhost.run import host_arguments, host_environment, run_to_end
+from tinyhost.models import TinyModel
 
 ASCENT = Path(__file__).with_name("ascent.py")
 
@@ -41,19 +38,6 @@ CASES = {
 }
 
 
-def measured(
-    script: str, options: tuple[str, ...], host_dir: Path, model: HostModel, images: Path, dino: Path, out: Path
-) -> Any:
-    """What `ascent.py` found in a run of the host's script."""
-    adt = ["--adt", "--adt_backbone", dino, *(part for item in OPTIONS.items() for part in item)]
-    arguments = [*host_arguments(script, model, images, out), "--max_train_steps", "4", *adt, *options]
-    environment = host_environment(model.family, out, hub_cache=model.tokenizers)
-    command = [sys.executable, ASCENT, out / "ascent.json", script, *arguments]
-    status, stdout, stderr = run_to_end([str(part) for part in command], host_dir, environment, 200)
-    assert status == 0, (stdout + stderr)[-3000:]
-    return json.loads((out / "ascent.json").read_text())
-
-
 @pytest.mark.parametrize(("script", "options"), CASES.values(), ids=CASES)
 def test_a_step_on_the_turns_gradient_alone_raises_the_score(
     script: str,
@@ -66,7 +50,9 @@ def test_a_step_on_the_turns_gradient_alone_raises_the_score(
 ) -> None:
     if not (host_dir / script).is_file():
         pytest.skip(f"{host_dir.name} has no {script}")
-    by_start = measured(script, options, host_dir, tiny_model(family_of(script)), tiny_images, tiny_dino, tmp_path)
+    fixed = (part for item in OPTIONS.items() for part in item)
+    options = ("--adt_backbone", tiny_dino, "--max_train_steps", 4, *fixed, *options)
+    _, by_start = observed(ASCENT, script, options, host_dir, tiny_model(family_of(script)), tiny_images, tmp_path)
     for found in by_start.values():
         assert found["rise"] > 0 > found["fall"]
     last = by_start["1"]  # one step is walked: nothing is stopped that depends on the weights, the gradient is the whole one

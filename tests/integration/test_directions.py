@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from adtruns import observed
 
 from tinyhost.families import family_of
-from tinyhost.models import HostModel, TinyModel, write_images
-from tinyhost.run import host_arguments, host_environment, run_to_end
+from tinyhost.models import TinyModel, write_images
 
 PROBE = Path(__file__).with_name("probe.py")
 
@@ -31,15 +28,7 @@ HALF_PRECISION = {"hunyuan_image_train_network.py": 1e-2}
 """The host keeps this family's autoencoder in fp16."""
 
 
-def probed(script: str, options: tuple[str, ...], host_dir: Path, model: HostModel, images: Path, dino: Path, out: Path) -> Any:
-    """What the probe found in a run of the host's script."""
-    adt = ["--adt", "--adt_backbone", dino, "--adt_image_size", "56", "--adt_steps", "4", "--adt_warmup", "0"]
-    arguments = [*host_arguments(script, model, images, out), "--max_train_steps", "20", *adt, *options]
-    environment = host_environment(model.family, out, hub_cache=model.tokenizers)
-    command = [sys.executable, PROBE, out / "errors.json", script, *arguments]
-    status, stdout, stderr = run_to_end([str(part) for part in command], host_dir, environment, 200)
-    assert status == 0, (stdout + stderr)[-3000:]
-    return json.loads((out / "errors.json").read_text())
+OPTIONS = ("--max_train_steps", 20, "--adt_image_size", 56, "--adt_steps", 4, "--adt_warmup", 0)
 
 
 @pytest.mark.parametrize(("script", "options"), CASES.values(), ids=CASES)
@@ -49,7 +38,8 @@ def test_decode_time_and_unroll_agree_with_the_host(
     if not (host_dir / script).is_file():
         pytest.skip(f"{host_dir.name} has no {script}")
     one_image = write_images(tmp_path / "images", count=1, repeats=20)
-    errors = probed(script, options, host_dir, tiny_model(family_of(script)), one_image, tiny_dino, tmp_path)
+    options = ("--adt_backbone", tiny_dino, *OPTIONS, *options)
+    _, errors = observed(PROBE, script, options, host_dir, tiny_model(family_of(script)), one_image, tmp_path)
     assert errors["decode"] < HALF_PRECISION.get(script, 1e-4)
     assert errors["time"] < 2e-3
     for sampler, unroll in errors["unroll"].items():

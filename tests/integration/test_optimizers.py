@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from adtruns import assert_trained_with_adt, rows
+from adtruns import assert_trained_with_adt, observed, rows
 from torch import Tensor
 
 from tinyhost.models import HostModel
-from tinyhost.run import SCRIPT, CompletedRun, TinyRun, host_arguments, host_environment, run_to_end
+from tinyhost.run import SCRIPT, CompletedRun, TinyRun
 
 WATCH = Path(__file__).with_name("watch.py")
 Options = tuple[str | Path, ...]
@@ -23,13 +21,10 @@ def watched(host_dir: Path, tiny_sd: HostModel, tiny_images: Path, adt_options: 
     """A run of four steps with `--adt`, and the notes of it: `watched("--network_dropout", "0.3")`."""
 
     def run(*options: str) -> tuple[CompletedRun, dict[str, Any]]:
-        arguments = [*host_arguments(SCRIPT, tiny_sd, tiny_images, tmp_path), "--max_train_steps", "4", *adt_options, *options]
-        environment = host_environment(tiny_sd.family, tmp_path, hub_cache=tiny_sd.tokenizers)
-        command = [sys.executable, WATCH, tmp_path / "notes.json", SCRIPT, *arguments]
-        status, stdout, stderr = run_to_end([str(part) for part in command], host_dir, environment, 200)
-        completed = CompletedRun(status, stdout, stderr, tmp_path)
+        given = ("--max_train_steps", 4, *adt_options, *options)
+        completed, notes = observed(WATCH, SCRIPT, given, host_dir, tiny_sd, tiny_images, tmp_path)
         assert_trained_with_adt(completed, turns=4)
-        return completed, json.loads((tmp_path / "notes.json").read_text())
+        return completed, notes
 
     return run
 
