@@ -36,3 +36,12 @@ def test_latents_and_images_are_cut_at_the_same_place() -> None:
     images = latents.repeat_interleave(8, -2).repeat_interleave(8, -1)
     crop = Crop(1, 3, 2, 4)
     assert torch.equal(crop.apply(images, 8)[..., ::8, ::8], crop.apply(latents))
+
+
+def test_a_crop_is_drawn_from_the_given_generator_alone() -> None:
+    def drawn(global_seed: int) -> list[Crop]:
+        generator = torch.Generator().manual_seed(5)
+        torch.manual_seed(global_seed)
+        return [draw_crop(64, 64, 8, generator) for _ in range(5)]
+
+    assert drawn(1) == drawn(2) and len(set(drawn(1))) > 1

@@ -9,10 +9,12 @@ import torch
 
 from adt_plugin.core.config import AUGMENTATIONS
 from adt_plugin.core.discriminator import Discriminator, FrozenBackbone
+from adt_plugin.core.discriminator.augment import AUGMENTATIONS as AUGMENTATION_TABLE
 from adt_plugin.core.discriminator.augment import Augment, shift
 from adt_plugin.core.discriminator.discriminator import fitting_size
-from adt_plugin.core.discriminator.heads import Standardize
+from adt_plugin.core.discriminator.heads import Head, Standardize
 from adt_plugin.core.discriminator.losses import LOSSES
+from adt_plugin.core.discriminator.scores import SiameseScore, UnaryScore
 from toys import ToyFeatures, toy_discriminator
 
 
@@ -193,3 +195,50 @@ def test_hinge_is_two_at_chance_and_zero_beyond_the_margins() -> None:
 
 def test_the_generator_wants_a_high_score() -> None:
     assert float(LOSSES["hinge"].generator(torch.tensor([1.0, 3.0]))) == -2.0
+
+
+# Scores and heads, by hand
+
+
+def test_the_siamese_score_is_ten_times_the_mean_cosine_over_positions_and_blocks() -> None:
+    score = SiameseScore([3, 3], width=8)
+    generator = torch.Generator().manual_seed(0)
+    first, second = ([torch.randn(2, 5, h, 4, generator=generator) for h in (2, 3)] for _ in range(2))
+    expected = []
+    for image in range(2):
+        blocks = []
+        for a, b in zip(first, second, strict=True):
+            cosines = [
+                float(a[image, :, y, x] @ b[image, :, y, x] / (a[image, :, y, x].norm() * b[image, :, y, x].norm()))
+                for y in range(a.shape[2])
+                for x in range(a.shape[3])
+            ]
+            blocks.append(sum(cosines) / len(cosines))
+        expected.append(10 * sum(blocks) / 2)
+    assert score.compare(first, second).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_unary_score_is_the_mean_over_positions_and_blocks_of_one_channel_maps() -> None:
+    score = UnaryScore([6, 6], width=8)
+    features = [torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    maps = [head(block).detach() for head, block in zip(score.heads, features, strict=True)]
+    assert all(found.shape == (2, 1, 4, 4) for found in maps)
+    expected = [(float(maps[0][i].mean()) + float(maps[1][i].mean())) / 2 for i in range(2)]
+    assert score.compare(maps, []).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("width", "groups"), [(256, 32), (128, 32), (64, 16), (16, 4), (12, 2), (8, 2)])
+def test_a_head_keeps_the_grid_and_normalises_groups_of_four_channels_or_more(width: int, groups: int) -> None:
+    head = Head(5, width, 7)
+    assert head(torch.randn(2, 5, 3, 4)).shape == (2, 7, 3, 4)
+    assert head.layers[1].num_groups == groups
+
+
+def test_brightness_moves_both_ways_by_up_to_a_quarter() -> None:
+    flat = torch.zeros(400, 3, 2, 2)  # without saturation or contrast to change
+    shifts = AUGMENTATION_TABLE["color"](flat, torch.Generator().manual_seed(0)).mean((1, 2, 3))
+    assert -0.25 <= shifts.min() < -0.2 and 0.2 < shifts.max() <= 0.25
+
+
+def test_the_smallest_image_is_given_one_patch() -> None:
+    assert fitting_size(4, 400, 28, 14) == (14, 280)

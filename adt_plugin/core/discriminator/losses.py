@@ -16,13 +16,11 @@ class AdversarialLoss:
     Attributes:
         discriminator: (scores of real pairs, scores of generated pairs) -> L_D, 0-dim.
         generator: scores of generated pairs -> L_G, 0-dim.
-        chance: L_D of a discriminator that gives every pair the score 0.
         won: L_D at or below which the discriminator tells all pairs apart and has no gradient left.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
-    chance: float
     won: float
 
     def is_won(self, loss_d: float) -> bool:
@@ -40,4 +38,4 @@ def mean_generator_loss(score_gen: Tensor) -> Tensor:
     return -score_gen.mean()
 
 
-LOSSES = {"hinge": AdversarialLoss(hinge_discriminator_loss, mean_generator_loss, chance=2.0, won=0.0)}
+LOSSES = {"hinge": AdversarialLoss(hinge_discriminator_loss, mean_generator_loss, won=0.0)}
