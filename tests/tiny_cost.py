@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.cost import models
 from adt_plugin.cost.models import TrueSize
+from adt_plugin.cost.workbench import Workload
 
 
 def tiny_unet() -> nn.Module:
@@ -45,3 +47,15 @@ def tiny_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(models.BACKBONES, "base", (32, 4, 2))
     monkeypatch.setattr(models, "BACKBONE_PIXELS", 28)
     yield
+
+
+@pytest.fixture
+def workload() -> Workload:
+    """A LoRA of the tiny model."""
+    return Workload("tiny", rank=4, dtype="fp32")
+
+
+@pytest.fixture
+def config() -> ADTConfig:
+    """Short turns with narrow heads, no augmentation: its random draws are no part of what is counted."""
+    return ADTConfig(steps=4, grad_steps=2, decode_crop=0, memory="low", disc_width=16, augment="none", decode_dtype="fp32")

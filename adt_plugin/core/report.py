@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adt_plugin.core.distributed import all_reduce_mean
+from adt_plugin.core.stopwatch import Stopwatch
 
 STAGES = ("unroll", "decode", "observe", "gradient", "replay", "discriminator")
 
@@ -70,29 +70,23 @@ def fetch(values: Mapping[str, Tensor], vector: Tensor) -> tuple[dict[str, float
 
 
 class StageClock:
-    """Wall time per stage of a turn, on demand: it synchronises the device at every stage's ends.
+    """Wall time per stage of a turn, on demand: it waits for the device's queued work at every stage's ends.
 
     Args:
-        enabled: False measures nothing and synchronises nothing.
-        device: whose queued work is waited for.
+        enabled: False measures nothing and waits for nothing.
+        device: where the stages run.
     """
 
     def __init__(self, enabled: bool, device: torch.device) -> None:
-        self.enabled, self.device = enabled, device
+        self.enabled, self.watch = enabled, Stopwatch(device if enabled else None)
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the block's wall time to the named stage."""
-        began = self.now()
+        began = self.watch.now()
         try:
             yield
         finally:
             if self.enabled:
-                self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - began
-
-    def now(self) -> float:
-        """Return seconds on a clock of unknown zero, after everything queued on the device has run."""
-        if self.enabled and self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+                self.seconds[name] = self.seconds.get(name, 0.0) + self.watch.now() - began

@@ -13,9 +13,10 @@ import torch
 from adt_plugin.core.config import PREFIX, ADTConfig
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.schedule import start_range
+from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.cost.count import counted_parts, counted_peaks
 from adt_plugin.cost.formula import total, turn_shares
-from adt_plugin.cost.measure import Stopwatch, device_name, measure_base, measure_turn, one_thread, prepared
+from adt_plugin.cost.measure import device_name, measure_base, measure_turn, one_thread, prepared
 from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.report import Measurement, report
 from adt_plugin.cost.workbench import Workload
@@ -70,7 +71,7 @@ def notes(given: argparse.Namespace, workload: Workload, config: ADTConfig) -> I
 def measurement(workload: Workload, config: ADTConfig, device: torch.device, repeats: int) -> Measurement:
     """Measure one turn, from the middle of the allowed starts."""
     start = (sum(start_range(config)) + 1) // 2
-    watch = Stopwatch(device, repeats)
+    watch = Stopwatch(device, repeats, cpu_time=True)
     with one_thread(device):
         bench = prepared(workload, config, device)
         base = measure_base(bench, watch)

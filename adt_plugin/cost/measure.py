@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import platform
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.images.decoding import resolve_dtype
+from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.cost.formula import Parts
 from adt_plugin.cost.live import LiveBytes
@@ -49,35 +49,6 @@ class Measured:
 
     seconds: float
     peak: int
-
-
-class Stopwatch:
-    """Measures calls on a device: on CUDA wall time, elsewhere the process's own time on one thread.
-
-    Args:
-        repeats: of every timed call.
-    """
-
-    def __init__(self, device: torch.device, repeats: int) -> None:
-        self.device, self.repeats = device, repeats
-
-    def seconds(self, call: Callable[[], object], warm: bool = False) -> float:
-        """Return the least of the repeats, since disturbances make them longer. A call that is not `warm` runs once before."""
-        if not warm:
-            call()
-        return min(self._once(call) for _ in range(self.repeats))
-
-    def _once(self, call: Callable[[], object]) -> float:
-        began = self.now()
-        call()
-        return self.now() - began
-
-    def now(self) -> float:
-        """Return seconds of an unknown zero: on CUDA after all queued work, elsewhere of this process alone."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            return time.perf_counter()
-        return time.process_time()
 
 
 @contextmanager
@@ -148,14 +119,6 @@ def always_from(config: ADTConfig, start: int) -> ADTConfig:
     """Return the same options without a warm-up and with this start alone."""
     fraction = start / config.steps
     return replace(config, start_min=fraction, start_max=fraction, warmup=0)
-
-
-def measure_naive(bench: Workbench, watch: Stopwatch, steps: int, start: int, grad_steps: int) -> Measured:
-    """Measure a turn whose whole unroll is one graph."""
-    peak = peak_bytes(bench, lambda: bench.naive_step(steps, start, grad_steps))
-    seconds = watch.seconds(lambda: bench.naive_turn(steps, start, grad_steps), warm=True)
-    bench.optimizer.zero_grad(set_to_none=True)
-    return Measured(seconds, peak)
 
 
 def device_name(device: torch.device) -> str:

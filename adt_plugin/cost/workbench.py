@@ -218,26 +218,6 @@ class Workbench:
         turn(self.denoiser, self.clean)
         self.finish()
 
-    def naive_step(self, steps: int, start: int, grad_steps: int) -> None:
-        """Take a step whose unroll is one graph: the last `grad_steps` of `start` steps carry gradient, inputs included."""
-        self.step()
-        self.naive_turn(steps, start, grad_steps)
-        self.finish()
-
-    def naive_turn(self, steps: int, start: int, grad_steps: int) -> None:
-        """Run that step's unroll, decode and judgement alone; the gradient stays in the parameters."""
-        sampler = self.workload.size.sampler()
-        sampler.prepare(steps, start)
-        latents = self.clean
-        for position, timestep in enumerate(sampler.timesteps[-start:]):
-            with torch.set_grad_enabled(position >= start - grad_steps):
-                output = self.denoiser(latents, timestep.expand(len(latents))).float()
-                latents = sampler.step(output, timestep, latents)
-        generated = decode_generated(self.decoder, latents, self.crop, with_graph=True)
-        features = self.discriminator.pair_features(generated, decode_real(self.decoder, self.clean, self.crop))
-        score_generated(self.discriminator, features, LOSS, with_graph=True)[1].backward()
-        discriminator_gradients(self.discriminator, features.detached(), LOSS)
-
 
 def decoder_of(size: TrueSize, config: ADTConfig) -> LatentDecoder | TinyDecoder:
     """Build the VAE's own decoder, or one of TAESD's size."""

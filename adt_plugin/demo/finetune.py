@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +19,7 @@ from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.diffusion.samplers import build_sampler
 from adt_plugin.core.discriminator import Discriminator, FrozenBackbone
 from adt_plugin.core.schedule import Phase
+from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.demo.base import Base, adamw, decay, set_learning_rate
 from adt_plugin.demo.data import LATENT_PIXELS, Digits, batches, decode, encode
@@ -59,7 +59,7 @@ class Budget:
     steps: int | None = None
     seconds: float | None = None
     taken: int = field(default=0, init=False)
-    began: float | None = field(default=None, init=False)
+    clock: Stopwatch = field(default_factory=Stopwatch, init=False)
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.seconds is None):
@@ -68,10 +68,7 @@ class Budget:
     @property
     def elapsed(self) -> float:
         """Seconds since the clock was first looked at."""
-        now = time.perf_counter()
-        if self.began is None:
-            self.began = now
-        return now - self.began
+        return self.clock.elapsed
 
     @property
     def progress(self) -> float:

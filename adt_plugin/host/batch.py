@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adt_plugin.core.report import StageClock
+from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.seams import SeamError
 
@@ -22,19 +22,18 @@ class Noised:
 
     Attributes:
         latents: clean, `(B, C, h, w)`, without a graph.
-        clock: of the host's own work on this batch.
-        began: the clock's seconds at the noising.
+        watch: started at the noising.
     """
 
     latents: Tensor
-    clock: StageClock
-    began: float
+    watch: Stopwatch
 
     @classmethod
     def begin(cls, latents: Tensor, profile: bool) -> Noised:
-        """Start a batch, and its clock."""
-        clock = StageClock(profile, latents.device)
-        return cls(latents.detach(), clock, clock.now())
+        """Start a batch, and its stopwatch, which waits for the device if the run is profiled."""
+        watch = Stopwatch(latents.device if profile else None)
+        _ = watch.elapsed  # which starts it
+        return cls(latents.detach(), watch)
 
     def predicted(self, call: DenoiserCall) -> Predicted:
         """Return the batch after the host's call of its denoiser.
@@ -63,7 +62,7 @@ class Predicted:
     @property
     def host_seconds(self) -> float:
         """Wall time since the noising."""
-        return self.noised.clock.now() - self.noised.began
+        return self.noised.watch.elapsed
 
 
 Batch = Idle | Noised | Predicted

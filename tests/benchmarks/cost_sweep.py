@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.cost.formula import Parts
-from adt_plugin.cost.measure import Base, Measured, Stopwatch, measure_base, measure_naive, measure_turn, one_thread, prepared
+from adt_plugin.cost.measure import Base, Measured, measure_base, measure_turn, one_thread, prepared
 from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.workbench import Workbench, Workload
+from benchmarks.one_graph import measure_one_graph
 from benchmarks.store import CellStore
 
 GRID_STEPS, GRID_GRAD_STEPS = (4, 10, 20), (1, 2, 4, 8)
@@ -154,7 +156,7 @@ def _grid_measurements(workload: Workload) -> dict[str, Measurement]:
     found: dict[str, Measurement] = {base_label(workload): BASE}
     for steps, grad_steps in grid():
         found[grid_label(steps, grad_steps, "replay")] = _turn(replace(WHOLE, steps=steps, grad_steps=grad_steps), steps)
-        found[grid_label(steps, grad_steps, "one graph")] = _naive(steps, grad_steps)
+        found[grid_label(steps, grad_steps, "one graph")] = _one_graph(steps, grad_steps)
     return found
 
 
@@ -168,9 +170,10 @@ def _turn(config: ADTConfig, start: int) -> Measurement:
     return Measurement(("a turn", config, start), lambda bench, watch: measure_turn(bench, watch, config, start))
 
 
-def _naive(steps: int, grad_steps: int) -> Measurement:
+def _one_graph(steps: int, grad_steps: int) -> Measurement:
     settings = ("the whole unroll in one graph", steps, grad_steps)
-    return Measurement(settings, lambda bench, watch: measure_naive(bench, watch, steps, steps, grad_steps))
+    config = replace(WHOLE, steps=steps, grad_steps=grad_steps)
+    return Measurement(settings, lambda bench, watch: measure_one_graph(bench, watch, config, steps))
 
 
 def base_label(workload: Workload, options: str = "") -> str:
@@ -197,7 +200,7 @@ def settings_of(job: Job, measurement: Measurement) -> tuple[Any, ...]:
 
 def run_sweep(store: CellStore, device: torch.device, repeats: int) -> None:
     """Measure what the store does not hold yet. A network is built only if one of its cells is missing."""
-    watch = Stopwatch(device, repeats)
+    watch = Stopwatch(device, repeats, cpu_time=True)
     with one_thread(device):
         for job in jobs(scale_of(device)):
             settings = {label: settings_of(job, measurement) for label, measurement in job.measurements.items()}

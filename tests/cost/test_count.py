@@ -69,13 +69,6 @@ def test_the_peak_is_the_same_at_any_m_and_k(workload: Workload, config: ADTConf
     assert max(peaks) < 1.01 * min(peaks)
 
 
-def test_one_graph_for_the_whole_unroll_grows_with_k(workload: Workload, config: ADTConfig) -> None:
-    bench = prepared(workload, config, CPU)
-    one, four = (peak_bytes(bench, lambda k=k: bench.naive_step(4, 4, k)) for k in (1, 4))
-    graph = counted_peaks(workload, config).graph
-    assert four - one == pytest.approx(3 * graph, rel=0.2)
-
-
 def test_offloading_takes_decoder_and_backbone_from_the_replay_alone(workload: Workload, config: ADTConfig) -> None:
     def saved(workload: Workload, config: ADTConfig) -> int:
         home, away = (counted_peaks(workload, replace(config, offload=offload)).turn for offload in (False, True))

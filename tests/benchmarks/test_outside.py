@@ -1,0 +1,68 @@
+"""What publishes tables is not in the package, and what a user runs does not reach for it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "adt_plugin"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(module: Path) -> Iterator[str]:
+    """Yield the full name of every module that a module of the package imports, anywhere in its code."""
+    here = ("adt_plugin", *module.relative_to(PACKAGE).parent.parts)
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = [*here[: len(here) - node.level + 1], *filter(None, [node.module])] if node.level else [node.module or ""]
+            yield from (".".join([*base, alias.name]) for alias in node.names)
+
+
+def texts(module: Path) -> Iterator[str]:
+    """Yield every string of a module that is not a docstring or another string that nothing uses."""
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    unused = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in unused:
+            yield node.value
+
+
+def is_in_docs(text: str) -> bool:
+    """Return whether a string is a path in `docs`: `docs` itself, or the beginning of such a path."""
+    return re.match(r"docs($|[/\\])", text) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("docs", True), ("docs/benchmarks", True), ("documents", False), ("a docs", False)]
+)
+def test_a_path_in_docs_is_recognised(text: str, expected: bool) -> None:
+    assert is_in_docs(text) == expected
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_module_of_the_package_knows_a_path_in_docs(module: Path) -> None:
+    assert [text for text in texts(module) if is_in_docs(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("room", "forbidden"),
+    [("demo", ("adt_plugin.cost", "adt_plugin.host")), ("cost", ("adt_plugin.demo", "adt_plugin.host")),
+     ("core", ("adt_plugin.demo", "adt_plugin.cost", "adt_plugin.host"))],
+)  # fmt: skip
+def test_rooms_beside_each_other_do_not_import_each_other(room: str, forbidden: tuple[str, ...]) -> None:
+    modules = [module for module in MODULES if module.is_relative_to(PACKAGE / room)]
+    assert len(modules) > 5
+    wrong = [(module.name, name) for module in modules for name in imported(module) if name.startswith(forbidden)]
+    assert wrong == []
+
+
+def test_nothing_in_the_package_imports_a_benchmark_or_a_test() -> None:
+    outside = {path.stem for path in PACKAGE.parent.joinpath("tests").iterdir()} - {"core", "host", "demo", "cost"}
+    wrong = [(module.name, name) for module in MODULES for name in imported(module) if name.split(".")[0] in outside]
+    assert wrong == []
