@@ -32,7 +32,7 @@ HOST_DEFAULTS: dict[str, Any] = {
     "mixed_precision": "no",
     "max_train_steps": 1600,
 }
-"""Of the host's keys that a `--config_file` leaves out."""
+"""Values of the host's keys that a `--config_file` leaves out."""
 
 
 def cost_main(argv: Sequence[str], prog: str = "adt cost") -> None:

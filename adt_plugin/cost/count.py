@@ -28,7 +28,7 @@ class Peaks:
         plain: of a step without `--adt`.
         turn: of a step with a turn, at any K and m.
         backbone: of the frozen backbone's weights.
-        graph: what one more masked step takes where its graph is kept (`--adt_memory fast`, or a whole unroll in one graph).
+        graph: what one more trained step takes where its graph is kept (`--adt_memory fast`, or a whole unroll in one graph).
     """
 
     plain: int

@@ -54,12 +54,12 @@ def calls_per_step(config: ADTConfig) -> int:
 def turn_shares(parts: Parts, config: ADTConfig, start: int) -> Iterator[Share]:
     """Yield the parts of a turn that unrolls `start` steps."""
     calls = calls_per_step(config)
-    masked = calls * count_grad_steps(config, start)
+    trained = calls * count_grad_steps(config, start)
     yield Share("unroll: denoiser forwards", calls * start, calls * start * parts.forward)
     if config.memory == "fast":
-        yield Share("backward through kept graphs", masked, masked * (parts.step - parts.forward))
+        yield Share("backward through kept graphs", trained, trained * (parts.step - parts.forward))
     else:
-        yield Share("replay: denoiser forwards and backwards", masked, masked * parts.step)
+        yield Share("replay: denoiser forwards and backwards", trained, trained * parts.step)
     yield Share("decode of the generated image, and its backward", 1, parts.decode_generated)
     yield Share("decode of the real image", 1, parts.decode_real)
     yield Share("backbone and heads", 1, parts.judge)

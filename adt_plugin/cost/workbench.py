@@ -57,7 +57,7 @@ class Workload:
 
     @property
     def side(self) -> int:
-        """Of the latents."""
+        """Side of the square latents."""
         return (self.resolution or self.size.resolution) // LATENT_PIXELS
 
     def __str__(self) -> str:

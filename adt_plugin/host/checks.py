@@ -191,5 +191,5 @@ def check_processes(config: ADTConfig, accelerator: Any) -> None:
         raise ConfigError(f"--adt does not work under {kind}: turn it off in accelerate's configuration, or remove --adt.")
     if accelerator.num_processes > 1 and config.memory == "fast":
         raise ConfigError(
-            "--adt_memory fast does not work with several processes, whose gradients are joined one pass at a time: use low."
+            "--adt_memory fast does not work with several processes, whose gradients are averaged one pass at a time: use low."
         )

@@ -25,10 +25,10 @@ from adt_plugin.host.seams import Function, SeamError, patch, patch_attribute
 STRATEGIES = "library.strategy_base"
 
 EMPTY = {"is_negative": True, "enable_dropout": False}
-"""For those of the host's functions that know them: the negative prompt's form, and no caption dropout."""
+"""Options that some of the host's functions take: the negative prompt's form, and no caption dropout."""
 
 OWN_MASKS = {"apply_lg_attn_mask": None, "apply_t5_attn_mask": None}
-"""For those that know them: attention masks as the strategy was told, which is how the host caches."""
+"""Options that some of them take: attention masks as the strategy was told, which is how the host caches."""
 
 
 class Guidance:

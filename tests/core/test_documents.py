@@ -32,7 +32,13 @@ def test_the_table_of_options_has_every_option_with_its_default() -> None:
     for spec in dataclasses.fields(ADTConfig):
         default = "off" if spec.default is False else spec.default
         (row,) = (line for line in table.splitlines() if line.startswith(f"| `--adt_{spec.name}` | `{default}` |"))
-        assert row.endswith(f"| {spec.metadata['help'][0]} |")
+        assert row.endswith(f"| {range_of(spec)} | {spec.metadata['help'][0]} |")
+
+
+def range_of(spec: dataclasses.Field) -> str:
+    """The column of ranges: the words of a choice, or both bounds of a number."""
+    low, high, choices = (spec.metadata[name] for name in ("low", "high", "choices"))
+    return ", ".join(choices) or ("" if low is None else f"{low:g} to {high:g}")
 
 
 def cells_of(line: str) -> list[str]:

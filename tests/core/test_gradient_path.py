@@ -163,6 +163,16 @@ def test_a_mask_is_an_ordered_subset_of_the_right_size(kind: str, count: int, ca
         assert len(mask) == (len(candidates) if kind == "all" else min(count, len(candidates)))
 
 
+@pytest.mark.parametrize("kind", GRAD_MASKS)
+def test_a_mask_is_drawn_from_the_given_generator_alone(kind: str) -> None:
+    def drawn(global_seed: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(7)
+        torch.manual_seed(global_seed)
+        return [choose_grad_positions(kind, range(9), 2, generator) for _ in range(8)]
+
+    assert drawn(1) == drawn(2)
+
+
 def test_no_candidates_give_no_mask() -> None:
     assert choose_grad_positions("random", [], 2, torch.Generator()) == []
 

@@ -15,7 +15,7 @@ from adt_plugin.core.distributed import world_size
 from adt_plugin.core.schedule import count_grad_steps
 
 SHARE_OF_FREE = 0.8
-"""Of the free memory, what kept graphs may take; the rest is for fragmentation and for what varies between batches (ours)."""
+"""The share of free memory that kept graphs may take; the rest is for fragmentation and varying batches (ours)."""
 
 
 class MemoryProbe(Protocol):

@@ -35,7 +35,7 @@ class BadTurnsError(AdtError, RuntimeError):
 
 
 class Health:
-    """Looks at every turn of a run. Whether it ends the run, every process decides alike; the first one warns.
+    """Watch over a run's turns. Every process decides alike whether the run ends; the first one warns.
 
     Args:
         max_bad_turns: so many turns in a row that are not finite end the run; 0 lets it go on.
