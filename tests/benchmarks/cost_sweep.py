@@ -59,7 +59,7 @@ USUAL = tuple(
 def scale_of(device: torch.device) -> Scale:
     """A GPU measures what people train; a CPU the same network on small images."""
     if device.type == "cuda":
-        usual = Workload()
+        usual = USUAL[0]
         sides, batches = (256, 512, 768, 1024), (1, 2, 4, 8)
         return Scale(True, usual, usual, _resolutions(usual, sides), _batches(usual, batches), USUAL)
     small = Workload(resolution=128, dtype="fp32")

@@ -60,6 +60,9 @@ def digest(settings: Any) -> str:
 
     Args:
         settings: dataclasses, functions by name, and plain values at any depth.
+
+    Raises:
+        TypeError: a function has no name of its own, as lambdas and partial functions.
     """
     return hashlib.sha256("\n".join(_parts(settings)).encode()).hexdigest()[:16]
 
@@ -76,6 +79,8 @@ def _parts(settings: Any) -> Iterator[str]:
             yield from _parts(part)
         yield "end"
     elif callable(settings):
-        yield f"{settings.__module__}.{settings.__qualname__}"
+        if "<" in (name := getattr(settings, "__qualname__", "<no name>")):
+            raise TypeError(f"a function without a name of its own cannot be part of a digest: {settings!r}")
+        yield f"{settings.__module__}.{name}"
     else:
         yield repr(settings)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from adt_plugin.cost.cli import cost_main
+from adt_plugin.demo.cli import demo_main
+
 PACKAGE = Path(__file__).resolve().parents[2] / "adt_plugin"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -66,3 +69,28 @@ def test_nothing_in_the_package_imports_a_benchmark_or_a_test() -> None:
     outside = {path.stem for path in PACKAGE.parent.joinpath("tests").iterdir()} - {"core", "host", "demo", "cost"}
     wrong = [(module.name, name) for module in MODULES for name in imported(module) if name.split(".")[0] in outside]
     assert wrong == []
+
+
+@pytest.fixture
+def docs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder like a clone's, in which a command is run; its only content is an empty `docs/benchmarks`."""
+    (tmp_path / "clone" / "docs" / "benchmarks").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "clone")
+    return tmp_path / "clone"
+
+
+def untouched(clone: Path) -> bool:
+    """Return whether nothing was written into the folder."""
+    return [path.relative_to(clone).as_posix() for path in clone.rglob("*")] == ["docs", "docs/benchmarks"]
+
+
+def test_the_demo_writes_into_its_folder_alone(docs: Path, tmp_path: Path, tiny_setting, tiny_cache, monkeypatch) -> None:
+    monkeypatch.setattr("adt_plugin.demo.cli.QUICK_SETTING", tiny_setting)
+    demo_main(["--quick", "--steps", "1", "--cache", str(tiny_cache), "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "results.md").is_file() and untouched(docs)
+
+
+def test_the_cost_command_writes_no_file(docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["--model", "tiny", "--mixed_precision", "no", "--network_dim", "4", "--adt_disc_width", "16", "--adt_steps", "2"]
+    cost_main([*run, "--measure", "--device", "cpu", "--repeats", "1"])
+    assert "one thread" in capsys.readouterr().out and untouched(docs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,22 @@ def test_every_option_is_part_of_a_digest(spec: Any) -> None:
     changed = ADTConfig()
     object.__setattr__(changed, spec.name, "something else")
     assert digest(changed) != digest(ADTConfig())
+
+
+@pytest.mark.parametrize("function", [lambda: None, functools.partial(print)], ids=["lambda", "partial"])
+def test_a_function_that_another_could_be_taken_for_is_refused(function: object) -> None:
+    with pytest.raises(TypeError, match="name of its own"):
+        digest(["turn", function])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_label_of_the_cost_sweep_stands_for_one_set_of_settings(device: str) -> None:
+    """Two jobs that disagree about a cell would measure it again, one after the other, each time that the sweep resumes."""
+    digests: dict[str, set[str]] = {}
+    for job in cost_sweep.jobs(cost_sweep.scale_of(torch.device(device))):
+        for label, measurement in job.measurements.items():
+            digests.setdefault(label, set()).add(digest(cost_sweep.settings_of(job, measurement)))
+    assert [label for label, found in digests.items() if len(found) > 1] == []
 
 
 def test_a_changed_default_makes_a_cell_of_the_cost_sweep_unknown(tmp_path: Path) -> None:
