@@ -18,7 +18,8 @@ from adt_plugin.core.report import TurnReport
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.cost.cli import flattened
 from adt_plugin.host.checks import REFUSED
-from adt_plugin.host.families import FAMILIES
+from adt_plugin.host.families import FAMILIES, Family
+from adt_plugin.host.schedules import FlowSchedule
 from adt_plugin.options import from_namespace, option_names
 from toys import ToyDenoiser, toy_decode, toy_latents
 
@@ -30,9 +31,13 @@ SAMPLES = sorted((REPOSITORY / "sample_configs").glob("*.toml"))
 def test_the_table_of_options_has_every_option_with_its_default() -> None:
     table = (REPOSITORY / "docs" / "options.md").read_text(encoding="utf-8")
     for spec in dataclasses.fields(ADTConfig):
-        default = "off" if spec.default is False else spec.default
-        (row,) = (line for line in table.splitlines() if line.startswith(f"| `--adt_{spec.name}` | `{default}` |"))
+        (row,) = (line for line in table.splitlines() if line.startswith(f"| `--adt_{spec.name}` | `{default_of(spec)}` |"))
         assert row.endswith(f"| {range_of(spec)} | {spec.metadata['help'][0]} |")
+
+
+def default_of(spec: dataclasses.Field) -> str:
+    """The default as the tables show it."""
+    return "off" if spec.default is False else str(spec.default)
 
 
 def range_of(spec: dataclasses.Field) -> str:
@@ -68,10 +73,10 @@ def test_a_table_that_would_not_render_is_noticed() -> None:
 def test_every_option_of_the_method_page_has_its_ground() -> None:
     """Three columns: the option, its default, and why; the ground is a sentence or says that there is no measurement."""
     page = (REPOSITORY / "docs" / "method.md").read_text(encoding="utf-8")
-    rows = [cells_of(line) for line in page.splitlines() if line.startswith("| `--adt_")]
-    named = {name for row in rows for name in re.findall(r"--adt_(\w+)", row[0])}
-    assert named == {spec.name for spec in dataclasses.fields(ADTConfig)}
-    assert all(len(row) == 3 and len(row[2].strip()) > 10 for row in rows)
+    rows = [[cell.strip() for cell in cells_of(line)] for line in page.splitlines() if line.startswith("| `--adt_")]
+    defaults = {f"`--adt_{spec.name}`": default_of(spec) for spec in dataclasses.fields(ADTConfig)}
+    assert {option: default for option, default, _ in rows} == defaults
+    assert all(len(ground) > 10 for _, _, ground in rows)
 
 
 def test_that_no_gpu_has_run_it_is_said_once_for_the_reader_and_once_in_detail() -> None:
@@ -87,10 +92,35 @@ def test_the_shifts_of_flow_models_stand_in_one_place() -> None:
     assert stated == ["options.md"]
 
 
-@pytest.mark.parametrize("word", ["turn", "unroll", "crop", "replay", "backbone", "heads", "warm-up", "balance", "guidance"])
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if isinstance(family.schedule, FlowSchedule)], ids=lambda family: family.name
+)
+def test_the_shift_of_a_flow_model_is_the_one_that_it_is_walked_with(family: Family) -> None:
+    page = (REPOSITORY / "docs" / "options.md").read_text(encoding="utf-8")
+    (row,) = (cells_of(line) for line in page.splitlines() if line.startswith(f"| {family.name} | Euler |"))
+    small, large = (family.schedule.shift((side, side)) for side in (64, 128))
+    assert row[-1].strip() == f"{small:g}" if small == large else row[-1].strip().startswith("e^mu")
+
+
+def test_the_presets_of_the_cost_page_say_what_the_files_say() -> None:
+    page = (REPOSITORY / "docs" / "cost.md").read_text(encoding="utf-8")
+    for preset in (sample for sample in SAMPLES if sample.stem.endswith("gb")):
+        ((peak, run),) = re.findall(r"peak ([\d.]+) GiB, ([\d.]+) times", preset.read_text(encoding="utf-8"))
+        (row,) = (line for line in page.splitlines() if f"[{preset.name}]" in line)
+        assert row.endswith(f"| {peak} GiB | {float(run):.1f} x |")
+
+
+WORDS = (
+    *("turn", "sampler", "grid", "path", "start", "unroll", "guidance", "latents", "decoder", "crop"),
+    *("discriminator", "backbone", "block", "heads", "pair", "score", "siamese", "unary", "augmentation"),
+    *("trained steps", "replay", "kept graphs", "weight", "balance", "ratio", "cap", "none", "phase", "warm-up", "offload"),
+)
+
+
+@pytest.mark.parametrize("word", WORDS)
 def test_a_word_that_the_options_use_is_in_the_glossary(word: str) -> None:
     glossary = (REPOSITORY / "docs" / "glossary.md").read_text(encoding="utf-8")
-    assert re.search(rf"^\s*- \*\*{word}\*\*", glossary, flags=re.M | re.I)
+    assert re.search(rf"\*\*{word}\*\*", glossary, flags=re.I)
 
 
 def test_the_example_of_the_core_page_trains(tiny_dino: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +174,20 @@ def test_every_option_named_in_a_document_exists(document: Path) -> None:
 def test_every_local_link_leads_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_to_a_heading_finds_it(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", text):
+        page = document.parent / target if target else document
+        headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.M)
+        assert anchor in map(anchor_of, headings), f"{target}#{anchor}"
+
+
+def anchor_of(heading: str) -> str:
+    """The name that GitHub gives a heading: lower case, hyphens for spaces, no punctuation."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
 def test_the_options_page_leads_to_what_is_refused_and_why() -> None:
