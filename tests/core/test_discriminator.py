@@ -227,7 +227,7 @@ def test_the_unary_score_is_the_mean_over_positions_and_blocks_of_one_channel_ma
     assert score.compare(maps, []).tolist() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize(("width", "groups"), [(256, 32), (128, 32), (64, 16), (16, 4), (12, 2), (8, 2)])
+@pytest.mark.parametrize(("width", "groups"), [(256, 32), (128, 32), (64, 16), (16, 4), (12, 2), (8, 2), (9, 1)])
 def test_a_head_keeps_the_grid_and_normalises_groups_of_four_channels_or_more(width: int, groups: int) -> None:
     head = Head(5, width, 7)
     assert head(torch.randn(2, 5, 3, 4)).shape == (2, 7, 3, 4)

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from adt_plugin.core.diffusion.unroll import Unroll
-from adt_plugin.core.distributed import all_reduce_gradients, all_reduce_norm
+from adt_plugin.core.distributed import all_reduce_gradients, all_reduce_norm, rank, world_size
 from adt_plugin.core.run import state
 from adt_plugin.core.run.health import BadTurnsError, Health
 from adt_plugin.core.turn import AdversarialTurn
@@ -302,6 +302,10 @@ WORK |= {"walk": (walk, ()), "draw": (draw, ()), "end": (end_by_faults, ()), "re
 
 
 # Alone
+
+
+def test_alone_a_process_is_the_first_of_one() -> None:
+    assert (rank(), world_size()) == (0, 1)
 
 
 def test_alone_there_is_nothing_to_average_and_no_norm_to_join() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from adt_plugin.core.diffusion.denoiser import Guided
 from adt_plugin.core.diffusion.gradient_path import GRAD_MASKS, choose_grad_positions, leaf_gradients, replay
@@ -127,6 +128,21 @@ def test_dropout_is_the_same_in_unroll_and_replay() -> None:
 def test_with_inputs_not_stopped_the_gradient_is_another(name: str, kind: str) -> None:
     replayed, unstopped = two_routes(name, kind, list(range(START)), torch.float64, stopped=False)
     assert relative_error(replayed, unstopped) > 1e-3
+
+
+def test_reentrant_checkpointing_changes_no_gradient() -> None:
+    """Its outputs have a graph only where an input has one: the parameters alone give none."""
+
+    class Checkpointed(ToyDenoiser):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return checkpoint(super().forward, x, t, use_reentrant=True) if torch.is_grad_enabled() else super().forward(x, t)
+
+    gradients, sampler = [], sampler_for("ddim", "epsilon")
+    start = noised_start(sampler, toy_latents(dtype=torch.float64), toy_latents(seed=4, dtype=torch.float64), STEPS, START)
+    for kind in (ToyDenoiser, Checkpointed):
+        with preserved_rng():
+            gradients.append(by_replay(kind(dtype=torch.float64), sampler, start, list(range(START)), [0, 3]))
+    assert relative_error(gradients[1], gradients[0]) < 1e-10
 
 
 def test_a_step_that_was_not_kept_cannot_be_replayed() -> None:

@@ -85,3 +85,15 @@ def test_a_turn_replays_first_and_keeps_graphs_once_it_knows_that_they_fit() -> 
         turn(net, toy_latents())
         calls.append(net.calls - before)
     assert calls == [5 + 2, 5]
+
+
+@pytest.mark.parametrize(("device", "processes", "known"), [("cuda", 1, True), ("cuda", 2, False), ("cpu", 1, False)])
+def test_free_memory_is_known_on_one_processes_cuda_device(
+    device: str, processes: int, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the driver counts as free, not all that the device has."""
+    monkeypatch.setattr("adt_plugin.core.diffusion.memory.world_size", lambda: processes)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3, 10))
+    probe = probe_of(torch.device(device))
+    assert (probe is not None) == known
+    assert probe is None or probe.free() == 3

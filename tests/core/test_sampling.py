@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from adt_plugin.core.diffusion.denoiser import Guided
-from adt_plugin.core.diffusion.samplers import FlowSampler, build_flow_sampler, build_sampler
+from adt_plugin.core.diffusion.samplers import ALMOST_ZERO, FlowSampler, build_flow_sampler, build_sampler
 from adt_plugin.core.diffusion.unroll import noised_start, unroll
 from adt_plugin.core.errors import ConfigError
 from toys import SD_ALPHAS_CUMPROD, ToyDenoiser, toy_latents
@@ -73,6 +73,11 @@ def test_the_models_own_schedule_is_neither_changed_nor_shared(name: str) -> Non
     assert torch.equal(alphas_cumprod, before)  # samplers that divide by alpha raise its end in their own copy
     alphas_cumprod.zero_()
     assert float(sampler.scheduler.alphas_cumprod[0]) > 0.99
+
+
+def test_what_stands_for_a_terminal_alpha_of_zero_is_diffusers_own() -> None:
+    own = EulerDiscreteScheduler(rescale_betas_zero_snr=True)
+    assert float(own.alphas_cumprod[-1]) == ALMOST_ZERO
 
 
 def test_the_start_is_the_image_noised_to_its_timestep() -> None:
