@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from adt_plugin.host.adt_plugin_hook import WATCHED
+from adt_plugin_hook import WATCHED
 
 if TYPE_CHECKING:
     from adt_plugin.host.entry import Entry

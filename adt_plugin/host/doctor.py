@@ -18,10 +18,10 @@ from pathlib import Path
 
 from adt_plugin import __version__
 from adt_plugin.host.activation import HostFinder
-from adt_plugin.host.adt_plugin_hook import AdtPluginHook
 from adt_plugin.host.entry import ARGUMENTS, VERIFICATION
 from adt_plugin.host.families import ACCELERATOR, FAMILIES, METADATA, SD, Family
 from adt_plugin.host.seams import Seam
+from adt_plugin_hook import AdtPluginHook
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 

@@ -19,7 +19,7 @@ from tinyhost.run import SITE, TinyRun
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PTH = REPOSITORY / "adt_plugin" / "host" / "adt_plugin.pth"
-HOOK = PTH.with_name("adt_plugin_hook.py")
+HOOK = REPOSITORY / "adt_plugin_hook.py"
 NEW_MODULES = "import sys; print(*sorted(name for name in sys.modules if name.startswith('adt_plugin')))"
 
 
@@ -128,17 +128,53 @@ def test_a_damaged_plugin_leaves_the_real_host_training_as_without_it(run_tiny: 
     assert_same_weights(damaged, run_tiny(env={"ADT_PLUGIN_DISABLE": "1"}))
 
 
+def built(kind: str, folder: Path, source: Path = REPOSITORY) -> Path:
+    """Build an archive of the plugin (`wheel`, `editable` or `sdist`) and return its path."""
+    build = f"import hatchling.build as b; print(b.build_{kind}({str(folder)!r}))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, text=True)
+    return folder / done.stdout.splitlines()[-1]
+
+
 def test_wheel_and_editable_install_both_carry_the_start_up_files(tmp_path: Path) -> None:
-    wheel, editable = str(tmp_path / "wheel"), str(tmp_path / "editable")
-    build = f"import hatchling.build as b; b.build_wheel({wheel!r}); b.build_editable({editable!r})"
-    subprocess.run([sys.executable, "-c", build], cwd=REPOSITORY, check=True, capture_output=True)
     for kind in ("wheel", "editable"):
-        with zipfile.ZipFile(next((tmp_path / kind).glob("*.whl"))) as archive:
+        with zipfile.ZipFile(built(kind, tmp_path / kind)) as archive:
             assert archive.read(PTH.name).decode() == PTH.read_text()
             assert archive.read(HOOK.name).decode() == HOOK.read_text()
             assert ("adt_plugin/py.typed" in archive.namelist()) == (kind == "wheel")
             entry_points = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
             assert "adt = adt_plugin.__main__:main" in archive.read(entry_points).decode()
+
+
+@pytest.fixture(scope="module", params=["repository", "sdist"])
+def unpacked_wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with what the wheel installs, built from the repository or from a source distribution of it."""
+    folder, source = tmp_path_factory.mktemp("wheel"), REPOSITORY
+    if request.param == "sdist":
+        archive = built("sdist", folder / "source")
+        shutil.unpack_archive(archive, folder / "source")
+        source = folder / "source" / archive.name.removesuffix(".tar.gz")
+    shutil.unpack_archive(built("wheel", folder / "built", source), folder / "site", "zip")
+    return folder / "site"
+
+
+def test_the_wheel_has_every_module_of_the_package(unpacked_wheel: Path) -> None:
+    def modules(root: Path) -> set[Path]:
+        return {path.relative_to(root) for path in (root / "adt_plugin").rglob("*.py")}
+
+    assert modules(unpacked_wheel) == modules(REPOSITORY)
+
+
+def test_what_the_wheel_installs_hooks_into_the_host_by_itself(unpacked_wheel: Path, fake_host: Path) -> None:
+    """Its files alone: only the libraries come from the environment that runs this test."""
+    libraries = [entry for entry in sys.path if entry and not (Path(entry) / "adt_plugin").is_dir() and Path(entry) != SITE]
+    start = f"import runpy, site, sys; sys.path[:] = {[str(fake_host), str(unpacked_wheel), *libraries]!r}\n"
+    start += f"site.addsitedir({str(unpacked_wheel)!r}); sys.argv = ['train_network.py', '--help']\n"
+    start += "try: runpy.run_path('train_network.py')\n"
+    start += "finally: print(*(sys.modules[name].__file__ for name in ('adt_plugin', 'adt_plugin_hook')))\n"
+    out = python("-I", "-S", "-c", start, cwd=fake_host)
+    assert (out.returncode, out.stderr) == (0, "") and "--adt_grad_steps" in out.stdout
+    loaded = (unpacked_wheel / "adt_plugin" / "__init__.py", unpacked_wheel / HOOK.name)
+    assert out.stdout.splitlines()[-1].split() == [str(path) for path in loaded]
 
 
 # (b) the launcher

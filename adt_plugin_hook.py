@@ -1,7 +1,7 @@
 """The start-up hook: what the line in `adt_plugin.pth` runs at every start of Python.
 
-Installing the plugin copies this file and the `.pth` file into the root of site-packages, outside of the package, so that
-a package that is damaged or gone cannot disturb a Python that has no use for it. Nothing is imported here but `sys`.
+Installing the plugin copies this file and the `.pth` file into the root of site-packages. It stands outside of the package so
+that a package that is damaged or gone cannot disturb a Python that has no use for it. Nothing is imported here but `sys`.
 """
 
 import sys
