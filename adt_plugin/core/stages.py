@@ -39,18 +39,18 @@ def score_generated(
 
 def discriminator_gradients(
     discriminator: Discriminator, features: PairFeatures, loss: AdversarialLoss
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Put the gradient of L_D, over the global batch, into the heads' parameters.
 
     Args:
         features: without a graph to the images.
 
     Returns:
-        L_D and the mean score of real pairs, both 0-dim.
+        L_D and the mean scores of real and of generated pairs, all 0-dim.
     """
     score_real, score_gen = discriminator.scores(features)
     loss_d = loss.discriminator(score_real, score_gen)
     discriminator.zero_grad(set_to_none=True)
     torch.autograd.backward(loss_d)
     all_reduce_gradients(discriminator.parameters())
-    return loss_d.detach(), score_real.detach().mean()
+    return loss_d.detach(), score_real.detach().mean(), score_gen.detach().mean()

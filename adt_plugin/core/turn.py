@@ -166,15 +166,15 @@ class AdversarialTurn:
                     real = decode_real(self.decode, clean, crop) if real is None else crop.apply(real, self.latent_pixels)
                     gen = decode_generated(self.decode, path.latents, crop, with_graph=trains)
                 with clock.stage("observe"):
-                    # L_G = - D(gen, real)
+                    # L_G = - D(gen, real), both under the same augmentation
                     features = self.discriminator.pair_features(gen, real)
                     scores, loss_g = score_generated(self.discriminator, features, self.loss, with_graph=trains)
                 with clock.stage("gradient"):
                     # lambda dL_G/do_i for i in M
                     gradients = self._generator_gradients(loss_g, path, positions)
             with clock.stage("discriminator"):
-                # L_D = hinge: two views of real up, (gen, real) down
-                loss_d, score_real = discriminator_gradients(self.discriminator, features.detached(), self.loss)
+                # L_D = hinge: two views of real up, (gen, real) down, each pair of two augmentations
+                loss_d, score_real, score_gen = discriminator_gradients(self.discriminator, features.detached(), self.loss)
                 sound = self._all_finite(loss_d, gradients)
             gen, scores, loss_g = gen.detach(), scores.detach(), loss_g.detach()
             del features  # with what is left of the graph through decoder and backbone
@@ -184,7 +184,7 @@ class AdversarialTurn:
                     replay(denoiser, path, gradients.vectors, self.memory.measuring(backward, denoiser, clean))
             with clock.stage("discriminator"):
                 self._step_heads(sound, overflowed, clean.device)
-        values = {"loss_g": loss_g, "loss_d": loss_d, "score_real": score_real, "score_gen": scores.mean()}
+        values = {"loss_g": loss_g, "loss_d": loss_d, "score_real": score_real, "score_gen": score_gen}
         return self._report(values, gradients, sound, start, clock, (gen, real, scores))
 
     def _noised(self, clean: Tensor) -> tuple[int, Tensor]:
