@@ -38,12 +38,13 @@ def score_generated(
 
 
 def discriminator_gradients(
-    discriminator: Discriminator, features: PairFeatures, loss: AdversarialLoss
+    discriminator: Discriminator, features: PairFeatures, loss: AdversarialLoss, penalty: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Put the gradient of L_D, over the global batch, into the heads' parameters.
 
     Args:
         features: without a graph to the images.
+        penalty: weight of the scores' mean squared slope; it is not part of the L_D that is returned.
 
     Returns:
         L_D and the mean scores of real and of generated pairs, all 0-dim.
@@ -51,6 +52,8 @@ def discriminator_gradients(
     score_real, score_gen = discriminator.scores(features)
     loss_d = loss.discriminator(score_real, score_gen)
     discriminator.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss_d)
+    torch.autograd.backward(
+        loss_d + penalty * discriminator.roughness(features, score_real, score_gen) if penalty else loss_d
+    )
     all_reduce_gradients(discriminator.parameters())
     return loss_d.detach(), score_real.detach().mean(), score_gen.detach().mean()

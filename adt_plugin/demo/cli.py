@@ -48,7 +48,7 @@ def _demo_options(given: argparse.Namespace) -> DemoOptions:
 def _demo_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog, description="ADT in miniature: real digits, a small denoiser, minutes on a CPU.")
     parser.add_argument("--seeds", type=positive, default=1, help="fine-tunes of each kind (default: 1)")
-    parser.add_argument("--seconds", type=float, help="of tuning, the same for every run (default: 60)")
+    parser.add_argument("--seconds", type=duration, help="of tuning, the same for every run (default: 60)")
     parser.add_argument("--out", type=Path, default=Path("adt_demo"), help="folder for tables and pictures (default: adt_demo)")
     add_shared_arguments(parser)
     return parser
@@ -65,6 +65,13 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="seconds instead of minutes: shows that it runs, figures mean nothing"
     )
+
+
+def duration(text: str) -> float:
+    """Parse a number of seconds above 0."""
+    if (seconds := float(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {seconds:g}")
+    return seconds
 
 
 def positive(text: str) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.demo.finetune import Plan
 
-SHIPPED = ADTConfig(pictures_every=0)
-"""The plugin's defaults; there is nowhere to put pictures."""
+SHIPPED = ADTConfig(disc_width=32, pictures_every=0)
+"""The plugin's defaults, but for two: the heads shrink with the backbone, and there is nowhere to put pictures."""
 
 
 @dataclass(frozen=True)

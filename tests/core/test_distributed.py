@@ -51,8 +51,8 @@ STEPS, BATCH = 3, 4
 
 
 def exact_turn(**options: object) -> AdversarialTurn:
-    """In float64 and without augmentation, so that the only draws are the path's and the noise."""
-    turn = toy_turn(**{"steps": 4, "start_min": 0.5} | options)
+    """In float64, without augmentation, penalty and history, so that the only draws are the path's and the noise."""
+    turn = toy_turn(**{"steps": 4, "start_min": 0.5, "disc_penalty": 0.0, "disc_steps": 1} | options)
     turn.discriminator.double().augment.chosen = []
     return turn
 

@@ -20,6 +20,9 @@ from adt_plugin.core.discriminator.heads import Head, Standardize
 from adt_plugin.core.discriminator.scores import SCORES, Embedding, Score
 from adt_plugin.core.rng import preserved_rng
 
+STEP = 0.1
+"""Of the noise that measures how steep the scores are, in deviations of the features."""
+
 Features = list[Tensor]
 """Outputs of the backbone, one `(B, C_i, h_i, w_i)` per block."""
 
@@ -151,6 +154,26 @@ class Discriminator(nn.Module):
         """
         again, gen, real = self.embed(features.real_again, features.gen, features.real)
         return self.score.compare(real, again), self.score.compare(gen, again)
+
+
+    def roughness(self, features: PairFeatures, score_real: Tensor, score_gen: Tensor) -> Tensor:
+        """Return the mean squared slope of both scores, 0-dim: how fast they change as all features of a pair change.
+
+        Estimated without a second derivative, by one draw of Gaussian noise of `STEP` times each channel's deviation on real
+        images, over `STEP` squared (the approximation of APT, arXiv 2501.08316, on features instead of pixels). As a penalty
+        it stands for R1 and R2, zero-centred on real and on generated pairs (arXiv 1801.04406).
+        """
+        noisy_real, noisy_gen = self.scores(self._perturbed(features))
+        return ((noisy_real - score_real).square().mean() + (noisy_gen - score_gen).square().mean()) / STEP**2
+
+    def _perturbed(self, features: PairFeatures) -> PairFeatures:
+        deviations = [standardize.deviation for standardize in self.standardizers]
+
+        def perturbed(image: Features) -> Features:
+            noise = [torch.randn(block.shape, generator=self.generator).to(block, non_blocking=True) for block in image]
+            return [block + STEP * std * n for block, std, n in zip(image, deviations, noise, strict=True)]
+
+        return PairFeatures(perturbed(features.gen), perturbed(features.real), perturbed(features.real_again))
 
 
 def fitting_size(height: int, width: int, image_size: int, patch_size: int) -> tuple[int, int]:

@@ -46,8 +46,8 @@ LATENT_NOISE = 0.03  # standard deviation of the VAE's posterior, in the denoise
 UNCONDITIONAL = 0.1  # share of captions left empty
 RENDERINGS = 4  # of every training digit, each with colours and a tilt of its own
 
-VAE = Training(steps=2600, lr=3e-3, lr_end=2e-5, validate_every=250)
-BASE = Training(steps=7000, lr=1.2e-3, lr_end=1e-4, fall=2 / 3, average=0.999, validate_every=500)
+VAE = Training(steps=1600, lr=3e-3, lr_end=2e-5, validate_every=250)
+BASE = Training(steps=6000, lr=1.2e-3, lr_end=1e-4, fall=2 / 3, average=0.999, validate_every=500)
 BACKBONE = Training(steps=4000, lr=2e-3, lr_end=2e-5, weight_decay=0.02, validate_every=500)
 METRIC = Training(steps=1500, lr=2e-3, lr_end=2e-5, weight_decay=0.01, validate_every=500)
 IMAGENET_MEAN, IMAGENET_STD = (models.IMAGENET_MEAN, models.IMAGENET_STD)
@@ -82,7 +82,7 @@ def new_vae() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         block_out_channels=channels,
         layers_per_block=1,
-        norm_num_groups=1,  # narrower groups take away the colour of even areas
+        norm_num_groups=4,
         latent_channels=4,
         sample_size=SIDE,
     )
@@ -101,8 +101,7 @@ def train_vae(work: Path) -> AutoencoderKL:
         mean = vae.encode(batch).latent_dist.mean
         noise = torch.randn(mean.shape, generator=generator)
         found = vae.decode(mean + LATENT_NOISE / SCALE * noise).sample
-        colours = F.mse_loss(F.avg_pool2d(found, 8), F.avg_pool2d(batch, 8))  # hues come last without it
-        return F.mse_loss(found, batch) + 4 * colours + 0.1 * F.l1_loss(found, batch) + 1e-4 * (mean * SCALE).square().mean()
+        return F.mse_loss(found, batch) + 0.1 * F.l1_loss(found, batch) + 1e-4 * (mean * SCALE).square().mean()
 
     def error(found: nn.Module) -> dict[str, float]:
         with torch.no_grad():

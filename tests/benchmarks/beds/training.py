@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adt_plugin.core.run.files import write_atomically
+from adt_plugin.demo.optimizing import adamw, follow, set_learning_rate
 
 Loss = Callable[[torch.Generator], Tensor]
 """Draws a batch from the generator and returns its loss, 0-dim."""
@@ -63,7 +64,7 @@ def train(
 
     The log lies beside the checkpoint, as `.jsonl`: step, seconds, mean loss since the last entry, and what `validate` found.
     """
-    optimizer = torch.optim.AdamW(network.parameters(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=plan.weight_decay)
+    optimizer = adamw(network, plan.lr, plan.weight_decay)
     generator = torch.Generator().manual_seed(seed)
     averaged = copy.deepcopy(network).requires_grad_(False)
     step, seconds, log = 0, 0.0, []
@@ -77,14 +78,13 @@ def train(
     began, total = time.monotonic() - seconds, torch.zeros(())
     while step < plan.steps:
         network.train()
-        for group in optimizer.param_groups:
-            group["lr"] = plan.lr_at(step)
+        set_learning_rate(optimizer, plan.lr_at(step))
         value = loss(generator)
         value.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        _follow(averaged, network, plan.average_at(step))
+        follow(averaged, network, plan.average_at(step))
         step, total = step + 1, total + value.detach()
         if step % plan.validate_every == 0 or step == plan.steps:
             since = step - log[-1]["step"] if log else step
@@ -99,12 +99,3 @@ def train(
             partial.replace(checkpoint)
             write_atomically(checkpoint.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in log))
     return averaged.eval()
-
-
-@torch.no_grad()
-def _follow(averaged: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move the average towards the network; buffers are copied."""
-    own, other = list(averaged.parameters()), [parameter.detach() for parameter in network.parameters()]
-    torch._foreach_lerp_(own, other, 1 - decay)
-    for mine, its in zip(averaged.buffers(), network.buffers(), strict=True):
-        mine.copy_(its)
