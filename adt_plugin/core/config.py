@@ -177,7 +177,10 @@ class TurnConfig(_Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.start_min > self.start_max:
-            raise ConfigError(f"--adt_start_min ({self.start_min}) is above --adt_start_max ({self.start_max}): lower the one or raise the other.")
+            raise ConfigError(
+                f"--adt_start_min ({self.start_min}) is above --adt_start_max ({self.start_max}): lower the one or raise the "
+                "other."
+            )
         if self.decode_crop % 8:
             raise ConfigError(f"--adt_decode_crop must be a multiple of 8, such as 224 or 256; got {self.decode_crop}.")
         _ = self.beta_pair  # parse now, so that errors come before models are loaded

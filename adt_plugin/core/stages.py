@@ -52,8 +52,6 @@ def discriminator_gradients(
     score_real, score_gen = discriminator.scores(features)
     loss_d = loss.discriminator(score_real, score_gen)
     discriminator.zero_grad(set_to_none=True)
-    torch.autograd.backward(
-        loss_d + penalty * discriminator.roughness(features, score_real, score_gen) if penalty else loss_d
-    )
+    torch.autograd.backward(loss_d + penalty * discriminator.roughness(features, score_real, score_gen) if penalty else loss_d)
     all_reduce_gradients(discriminator.parameters())
     return loss_d.detach(), score_real.detach().mean(), score_gen.detach().mean()

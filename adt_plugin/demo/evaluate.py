@@ -97,9 +97,7 @@ def _detectability(real: Tensor, gen: Tensor) -> float:
     return detectability(real, gen[order])
 
 
-def build_evaluator(
-    base: Base, splits: Splits, split: str, count: int, seed: int, detect: tuple[int, ...] = ()
-) -> Evaluator:
+def build_evaluator(base: Base, splits: Splits, split: str, count: int, seed: int, detect: tuple[int, ...] = ()) -> Evaluator:
     """Prepare an evaluation of `count` samples against a split of that name, its noise drawn from `seed`.
 
     Raises ValueError for a split that settings must not be chosen on, or that was trained on.

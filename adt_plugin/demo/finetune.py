@@ -22,10 +22,10 @@ from adt_plugin.core.schedule import Phase
 from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.demo.base import Base
-from adt_plugin.demo.optimizing import adamw, decay, follow, set_learning_rate
 from adt_plugin.demo.data import LATENT_PIXELS, Digits, batches, decode, encode
 from adt_plugin.demo.diffusion import alphas_cumprod, diffusion_pair
 from adt_plugin.demo.models import UNet
+from adt_plugin.demo.optimizing import adamw, decay, follow, set_learning_rate
 
 STRATEGIES: dict[str, dict[str, Any]] = {"paper": {}}
 """How a turn's path begins and is walked: keyword arguments of `AdversarialTurn` by name. Ablations add their own."""

@@ -28,7 +28,9 @@ def load_weights(name: str, network: Network) -> Network:
     content = (WEIGHTS / f"{name}.safetensors").read_bytes()
     if hashlib.sha256(content).hexdigest() != digests().get(name):
         raise ValueError(f"the miniature's {name}.safetensors is damaged: install adt_plugin again")
-    network.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in load(content).items()})
+    network.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in load(content).items()}
+    )
     return network.requires_grad_(False).eval()
 
 

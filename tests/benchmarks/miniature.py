@@ -21,9 +21,8 @@ from adt_plugin.demo.cells import Cell
 from adt_plugin.demo.cli import add_shared_arguments, duration, positive, short_endings
 from adt_plugin.demo.evaluate import Evaluator
 from adt_plugin.demo.finetune import Budget
-from adt_plugin.demo.metrics import Scores
 from adt_plugin.demo.progress import Bar
-from adt_plugin.demo.study import Setting, Study, Tuned, open_study
+from adt_plugin.demo.study import Setting, Study, open_study
 from adt_plugin.demo.variants import ADT, BASE, Variant, hurried
 from benchmarks import DOCUMENTS
 from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PLAIN_TRIALS, SHIPPED_TRIALS, without_average
@@ -145,8 +144,8 @@ def paragraphs(results: dict[str, Any]) -> Iterator[str]:
     yield "# The miniature, from the plateau"
     yield (
         f"Written by `python -m benchmarks.miniature` in `tests/` from [miniature.json](miniature.json). Every run had "
-        f"{plan['seconds']:g} seconds of processor time on one thread, warm-up included. Figures are means over {plan['seeds']} "
-        f"seeds (each the mean over {len(NOISES)} evaluation noises of {plan['samples']} samples), with their 95 % bootstrap "
+        f"{plan['seconds']:g} seconds of processor time on one thread, warm-up included. Figures are means over "
+        f"{plan['seeds']} seeds (each the mean over {len(NOISES)} evaluation noises of {plan['samples']} samples), with their 95 % bootstrap "
         "interval; held-out split, which has chosen nothing. DDIM, leading."
     )
     for steps in STEPS:
@@ -193,7 +192,9 @@ def changes(results: dict[str, Any]) -> Iterator[list[str]]:
             ours, theirs = values(results, "ADT", "fd", steps), values(results, other, "fd", steps)
             theirs = theirs * len(ours) if len(theirs) == 1 else theirs
             change = paired_change(ours, theirs)
-            row.append(f"{change.mean:+.0f} % ({change.low:+.0f} to {change.high:+.0f}), p = {sign_flip_test(ours, theirs):.3f}")
+            row.append(
+                f"{change.mean:+.0f} % ({change.low:+.0f} to {change.high:+.0f}), p = {sign_flip_test(ours, theirs):.3f}"
+            )
         yield row
 
 

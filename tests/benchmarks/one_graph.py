@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.stages import decode_generated, decode_real, discriminator_gradients, score_generated
+from adt_plugin.core.stages import decode_generated, decode_real, score_generated
 from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.cost.measure import Measured, peak_bytes
 from adt_plugin.cost.workbench import Workbench

@@ -13,8 +13,8 @@ import torch
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.demo.study import Setting
-from benchmarks import cost_sweep
 from adt_plugin.demo.variants import ADT
+from benchmarks import cost_sweep
 from benchmarks.ablations import ABLATIONS, white_noise_start
 from benchmarks.store import CellStore, Result, digest
 

@@ -16,7 +16,9 @@ from adt_plugin.demo.study import Setting
 
 
 def cell(run: str, fd: float, recall: float = 0.5, seed: int = 0) -> Cell:
-    scores = {steps: Scores(fd * factor, 0.1, 2 * fd, 0.9, recall, 0.8, 1.0) for steps, factor in ((5, 2.0), (10, 1.0), (20, 0.5))}
+    scores = {
+        steps: Scores(fd * factor, 0.1, 2 * fd, 0.9, recall, 0.8, 1.0) for steps, factor in ((5, 2.0), (10, 1.0), (20, 0.5))
+    }
     return Cell(run, seed, 10.0, 300, 1, {"ddim": scores})
 
 

@@ -155,7 +155,6 @@ class Discriminator(nn.Module):
         again, gen, real = self.embed(features.real_again, features.gen, features.real)
         return self.score.compare(real, again), self.score.compare(gen, again)
 
-
     def roughness(self, features: PairFeatures, score_real: Tensor, score_gen: Tensor) -> Tensor:
         """Return the mean squared slope of both scores, 0-dim: how fast they change as all features of a pair change.
 

@@ -53,7 +53,9 @@ class FeatureHistory:
         self.kept.clear()
         blocks = len({name.rsplit(".", 1)[1] for name in tensors})
         for turn in range(len({name.split(".", 1)[0] for name in tensors})):
-            images = ([tensors[f"{turn}.{image}.{block}"] for block in range(blocks)] for image in ("gen", "real", "real_again"))
+            images = (
+                [tensors[f"{turn}.{image}.{block}"] for block in range(blocks)] for image in ("gen", "real", "real_again")
+            )
             self.kept.append(PairFeatures(*images))
 
 

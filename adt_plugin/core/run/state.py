@@ -78,8 +78,7 @@ class State:
 
 
 def capture(turn: AdversarialTurn, config: DiscriminatorConfig, step: int = 0) -> State:
-    """Copy everything that a turn carries over to the next: heads, their AdamW moments, the last
-    turns' features, balance, generators, counter.
+    """Copy everything that a turn carries over to the next: heads and their AdamW moments, history, balance, generators.
 
     Args:
         config: of the discriminator, to be recognised by.

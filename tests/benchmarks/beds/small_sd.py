@@ -238,9 +238,7 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.dino = Dinov2Model(
-            Dinov2Config(
-                hidden_size=48, num_hidden_layers=4, num_attention_heads=3, patch_size=8, image_size=64, mlp_ratio=3
-            )
+            Dinov2Config(hidden_size=48, num_hidden_layers=4, num_attention_heads=3, patch_size=8, image_size=64, mlp_ratio=3)
         )
         self.head, self.paint = nn.Linear(96, CLASSES), nn.Linear(48, 192)
         self._widen()
