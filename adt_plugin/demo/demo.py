@@ -15,7 +15,7 @@ from adt_plugin.demo.study import Setting, Study, Tuned, open_study, sampling_wo
 from adt_plugin.demo.variants import ADT, BASE, PLAIN, Variant
 
 CURVE_POINTS, CURVE_STEPS = 4, 5
-SHOWN_STEPS, SHOWN_SAMPLES = (3, 5, 10), 20  # of the picture
+SHOWN_STEPS, SHOWN_SAMPLES = (3, 5, 10), 12  # of the picture
 
 
 @dataclass(frozen=True)

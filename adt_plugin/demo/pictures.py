@@ -43,7 +43,8 @@ def sample_rows(path: Path, panels: Sequence[tuple[str, Mapping[str, Tensor]]]) 
 
     What stands in one column came from the same noise.
     """
-    figure = new_figure(10.5, 0.5 + sum(0.32 + 0.78 * len(rows) for _, rows in panels))
+    widest = max(len(images) for _, rows in panels for images in rows.values())
+    figure = new_figure(10.5, sum(0.45 + 9.6 / widest * len(rows) for _, rows in panels))
     axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": [len(rows) for _, rows in panels]})
     for axis, (title, rows) in zip(axes.flat, panels, strict=True):
         count = min(len(images) for images in rows.values())

@@ -145,8 +145,8 @@ def paragraphs(results: dict[str, Any]) -> Iterator[str]:
     yield (
         f"Written by `python -m benchmarks.miniature` in `tests/` from [miniature.json](miniature.json). Every run had "
         f"{plan['seconds']:g} seconds of processor time on one thread, warm-up included. Figures are means over "
-        f"{plan['seeds']} seeds (each the mean over {len(NOISES)} evaluation noises of {plan['samples']} samples), with their 95 % bootstrap "
-        "interval; held-out split, which has chosen nothing. DDIM, leading."
+        f"{plan['seeds']} seeds (each the mean over {len(NOISES)} evaluation noises of {plan['samples']} samples), with their "
+        "95 % bootstrap interval; held-out split, which has chosen nothing. DDIM, leading."
     )
     for steps in STEPS:
         yield f"## {steps} sampler steps"
