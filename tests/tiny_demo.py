@@ -1,23 +1,16 @@
-"""Fixtures of the miniature: a base that is trained in a second, and a study over it."""
+"""Fixtures of the miniature: its shipped networks, and a study that scores on forty samples."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from adt_plugin.demo.base import Recipe
 from adt_plugin.demo.study import Setting, Study, open_study
 from adt_plugin.demo.variants import Variant
 
-TINY = Setting(
-    recipe=Recipe(degraded_steps=2, clean_steps=2, classifier_steps=5, backbone_steps=2),
-    split="validation",
-    samples=40,
-    threads=1,
-)
+TINY = Setting(split="validation", samples=40, sampler_steps=(5, 10, 20), detect=(), threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -30,20 +23,14 @@ def threads_restored():
 
 @pytest.fixture(scope="session")
 def tiny_setting() -> Setting:
-    """Seconds of training, forty samples."""
+    """Forty samples."""
     return TINY
 
 
 @pytest.fixture(scope="session")
-def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tiny base's networks are kept."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
-def tiny_study(tiny_cache: Path) -> Study:
-    """A study whose networks have hardly been trained."""
-    return open_study(TINY, tiny_cache)
+def tiny_study() -> Study:
+    """A study over the shipped networks."""
+    return open_study(TINY)
 
 
 def stop_after(runs: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:

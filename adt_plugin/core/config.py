@@ -63,7 +63,7 @@ class TurnConfig(_Options):
     """
 
     weight: float = option(
-        1.0,
+        5.0,
         "strength of the adversarial gradient; 0 trains the discriminator and leaves the model alone",
         "敵対的勾配の強さ（0は識別器のみを学習し、モデルには影響しない）",
         low=0.0,
@@ -77,7 +77,7 @@ class TurnConfig(_Options):
         choices=("ratio", "cap", "none"),
     )
     max_grad_ratio: float = option(
-        3.0,
+        10.0,
         "the adversarial gradient is never larger than this many times the diffusion loss's",
         "拡散損失の勾配に対する敵対的勾配の上限（倍率）",
         low=0.0,
@@ -101,7 +101,7 @@ class TurnConfig(_Options):
         choices=("random", "even", "last", "all"),
     )
     start_min: float = option(
-        0.0,
+        0.4,
         "the least noise that a turn starts from, as a fraction of the path (0 is next to the image, 1 is pure noise)",
         "展開開始位置の下限（0は画像側、1は純粋なノイズ）",
         low=0.0,
@@ -122,13 +122,34 @@ class TurnConfig(_Options):
         high=1_000_000,
     )
     warmup: int = option(
-        100,
+        40,
         "number of first turns, one in every batch, that train the discriminator alone",
         "識別器のみを学習する最初のターン数（毎バッチ）",
         low=0,
         high=1_000_000,
     )
-    disc_lr: float = option(5e-4, "learning rate of the discriminator's heads (AdamW)", "識別器の学習率", low=0.0, high=1.0)
+    disc_loss: str = option(
+        "relativistic",
+        "adversarial loss of the discriminator: relativistic asks that real pairs score above generated ones, hinge that both "
+        "keep their margins",
+        "識別器の敵対的損失",
+        choices=("relativistic", "hinge"),
+    )
+    disc_penalty: float = option(
+        0.1,
+        "weight of the penalty on steep scores, which keeps the discriminator's gradient worth following; 0 turns it off",
+        "識別器のスコアの急な変化に対するペナルティの重み（0で無効）",
+        low=0.0,
+        high=1000.0,
+    )
+    disc_steps: int = option(
+        3,
+        "steps of the discriminator's heads in each turn; all but the first learn from earlier turns",
+        "1ターンあたりの識別器の学習回数（2回目以降は過去のターンから学習）",
+        low=1,
+        high=1000,
+    )
+    disc_lr: float = option(2e-3, "learning rate of the discriminator's heads (AdamW)", "識別器の学習率", low=0.0, high=1.0)
     disc_betas: str = option("0.0,0.99", "AdamW betas of the discriminator's heads", "識別器のAdamWのbeta")
     decode_crop: int = option(
         256,
@@ -156,7 +177,10 @@ class TurnConfig(_Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.start_min > self.start_max:
-            raise ConfigError(f"--adt_start_min ({self.start_min}) is above --adt_start_max ({self.start_max}): exchange them.")
+            raise ConfigError(
+                f"--adt_start_min ({self.start_min}) is above --adt_start_max ({self.start_max}): lower the one or raise the "
+                "other."
+            )
         if self.decode_crop % 8:
             raise ConfigError(f"--adt_decode_crop must be a multiple of 8, such as 224 or 256; got {self.decode_crop}.")
         _ = self.beta_pair  # parse now, so that errors come before models are loaded

@@ -38,19 +38,20 @@ def score_generated(
 
 
 def discriminator_gradients(
-    discriminator: Discriminator, features: PairFeatures, loss: AdversarialLoss
-) -> tuple[Tensor, Tensor]:
+    discriminator: Discriminator, features: PairFeatures, loss: AdversarialLoss, penalty: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Put the gradient of L_D, over the global batch, into the heads' parameters.
 
     Args:
         features: without a graph to the images.
+        penalty: weight of the scores' mean squared slope; it is not part of the L_D that is returned.
 
     Returns:
-        L_D and the mean score of real pairs, both 0-dim.
+        L_D and the mean scores of real and of generated pairs, all 0-dim.
     """
     score_real, score_gen = discriminator.scores(features)
     loss_d = loss.discriminator(score_real, score_gen)
     discriminator.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss_d)
+    torch.autograd.backward(loss_d + penalty * discriminator.roughness(features, score_real, score_gen) if penalty else loss_d)
     all_reduce_gradients(discriminator.parameters())
-    return loss_d.detach(), score_real.detach().mean()
+    return loss_d.detach(), score_real.detach().mean(), score_gen.detach().mean()

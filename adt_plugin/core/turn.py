@@ -16,8 +16,9 @@ from adt_plugin.core.diffusion.gradient_path import Backward, choose_grad_positi
 from adt_plugin.core.diffusion.memory import GraphMemory
 from adt_plugin.core.diffusion.samplers import Sampler
 from adt_plugin.core.diffusion.unroll import NoisedStart, Unroll, UnrollFunction
-from adt_plugin.core.discriminator import Discriminator
-from adt_plugin.core.discriminator.losses import LOSSES, AdversarialLoss
+from adt_plugin.core.discriminator import Discriminator, PairFeatures
+from adt_plugin.core.discriminator.history import FeatureHistory
+from adt_plugin.core.discriminator.losses import LOSSES
 from adt_plugin.core.distributed import all_finite, all_processes_agree, all_reduce_mean, all_reduce_norm, rank
 from adt_plugin.core.images.crop import Crop, draw_crop
 from adt_plugin.core.images.offload import Offload
@@ -70,7 +71,6 @@ class AdversarialTurn:
         timestep_range: only steps whose timestep lies in [low, high) carry gradient; None allows all.
         latent_pixels: pixels to one latent along a side of what `decode` gives; for `decode_crop` alone.
         decoder: the module behind `decode`; for `offload` alone, which keeps it and the backbone on the CPU between turns.
-        loss: of the adversarial game.
         noised_start, unroll: how a path begins and how it is walked; for experiments.
 
     Raises:
@@ -87,12 +87,12 @@ class AdversarialTurn:
         timestep_range: tuple[float, float] | None = None,
         latent_pixels: int = 8,
         decoder: nn.Module | None = None,
-        loss: AdversarialLoss = LOSSES["hinge"],
         noised_start: NoisedStart = unrolling.noised_start,
         unroll: UnrollFunction = unrolling.unroll,
     ) -> None:
         sampler.check_grid(config.steps)
-        self.config, self.sampler, self.decode, self.discriminator, self.loss = config, sampler, decode, discriminator, loss
+        self.config, self.sampler, self.decode, self.discriminator = config, sampler, decode, discriminator
+        self.loss, self.history = LOSSES[config.disc_loss], FeatureHistory()
         self.timestep_range, self.latent_pixels = timestep_range, latent_pixels
         self.noised_start, self.unroll = noised_start, unroll
         self.schedule, self.starts = TurnSchedule.from_config(config), start_range(config)
@@ -166,25 +166,25 @@ class AdversarialTurn:
                     real = decode_real(self.decode, clean, crop) if real is None else crop.apply(real, self.latent_pixels)
                     gen = decode_generated(self.decode, path.latents, crop, with_graph=trains)
                 with clock.stage("observe"):
-                    # L_G = - D(gen, real)
+                    # L_G = - D(gen, real), both under the same augmentation
                     features = self.discriminator.pair_features(gen, real)
                     scores, loss_g = score_generated(self.discriminator, features, self.loss, with_graph=trains)
                 with clock.stage("gradient"):
                     # lambda dL_G/do_i for i in M
                     gradients = self._generator_gradients(loss_g, path, positions)
             with clock.stage("discriminator"):
-                # L_D = hinge: two views of real up, (gen, real) down
-                loss_d, score_real = discriminator_gradients(self.discriminator, features.detached(), self.loss)
+                # L_D: two views of real up, (gen, real) down, each pair of two augmentations; and the penalty of steep scores
+                features = features.detached()  # the graph through decoder and backbone goes
+                loss_d, score_real, score_gen = self._head_gradients(features)
                 sound = self._all_finite(loss_d, gradients)
             gen, scores, loss_g = gen.detach(), scores.detach(), loss_g.detach()
-            del features  # with what is left of the graph through decoder and backbone
             if sound and trains:
                 with clock.stage("replay"):
                     # dL/dtheta = dL_diff/dtheta + sum over i in M of lambda (dL_G/do_i) (do_i/dtheta)
                     replay(denoiser, path, gradients.vectors, self.memory.measuring(backward, denoiser, clean))
             with clock.stage("discriminator"):
-                self._step_heads(sound, overflowed, clean.device)
-        values = {"loss_g": loss_g, "loss_d": loss_d, "score_real": score_real, "score_gen": scores.mean()}
+                self._step_heads(features, sound, overflowed)
+        values = {"loss_g": loss_g, "loss_d": loss_d, "score_real": score_real, "score_gen": score_gen}
         return self._report(values, gradients, sound, start, clock, (gen, real, scores))
 
     def _noised(self, clean: Tensor) -> tuple[int, Tensor]:
@@ -234,10 +234,21 @@ class AdversarialTurn:
         heads = all_finite(self.discriminator.parameters()) & all_reduce_mean(loss_d).isfinite()
         return bool(heads & gradients.raw.isfinite().to(heads.device))
 
-    def _step_heads(self, sound: bool, overflowed: Callable[[], bool] | None, device: torch.device) -> None:
-        """Step the heads, unless the turn was not finite or the loop's own step will be skipped in any process."""
+    def _head_gradients(self, features: PairFeatures) -> tuple[Tensor, Tensor, Tensor]:
+        return discriminator_gradients(self.discriminator, features, self.loss, self.config.disc_penalty)
+
+    def _step_heads(self, features: PairFeatures, sound: bool, overflowed: Callable[[], bool] | None) -> None:
+        """Step the heads, then further times on turns of the history.
+
+        Not at all where the turn was not finite or the loop's own step will be skipped in any process.
+        """
+        device = features.real[0].device
         if sound and (overflowed is None or all_processes_agree(torch.tensor(not overflowed(), device=device))):
             self.optimizer.step()
+            self.history.add(features)
+            for _ in range(self.config.disc_steps - 1):
+                self._head_gradients(self.history.draw(self.discriminator.generator, features))
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _report(

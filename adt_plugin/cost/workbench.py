@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adt_plugin.core.config import OWN_DECODER, ADTConfig
 from adt_plugin.core.diffusion.denoiser import Denoiser
-from adt_plugin.core.discriminator import Discriminator
+from adt_plugin.core.discriminator import Discriminator, PairFeatures
 from adt_plugin.core.discriminator.losses import LOSSES
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.images.crop import Crop
@@ -23,7 +23,6 @@ from adt_plugin.cost.models import BACKBONES, MODELS, LowRank, TrueSize, dinov2
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LATENT_PIXELS = 8
-LOSS = LOSSES["hinge"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ class Workbench:
 
     def __init__(self, workload: Workload, config: ADTConfig, device: torch.device, visual_dtype: torch.dtype) -> None:
         self.workload, self.config, self.device = workload, config, device
+        self.loss = LOSSES[config.disc_loss]
         size, dtype = workload.size, DTYPES[workload.dtype]
         with built_as(visual_dtype, device):
             self.decoder = decoder_of(size, config)
@@ -191,10 +191,15 @@ class Workbench:
 
     def _judge(self, generated: Tensor, real: Tensor, leaf: Tensor) -> None:
         features = self.discriminator.pair_features(generated, real)
-        _, loss_g = score_generated(self.discriminator, features, LOSS, with_graph=True)
+        _, loss_g = score_generated(self.discriminator, features, self.loss, with_graph=True)
         torch.autograd.grad(loss_g, leaf)
-        discriminator_gradients(self.discriminator, features.detached(), LOSS)
+        self.train_heads(features.detached())
         self.discriminator.zero_grad(set_to_none=True)
+
+    def train_heads(self, features: PairFeatures) -> None:
+        """Put the heads' gradient into their parameters as often as a turn does."""
+        for _ in range(self.config.disc_steps):
+            discriminator_gradients(self.discriminator, features, self.loss, self.config.disc_penalty)
 
     # Whole steps
 

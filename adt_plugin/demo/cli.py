@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from adt_plugin.demo.base import Recipe, default_cache
 from adt_plugin.demo.demo import DemoOptions, DemoResults, run_demo
 from adt_plugin.demo.study import Setting
 from adt_plugin.demo.variants import hurried
 
 INTERRUPTED = 130  # the shell's status of a command that Ctrl-C ended
-QUICK_SETTING = Setting(Recipe(degraded_steps=20, clean_steps=40, classifier_steps=20, backbone_steps=20), samples=200)
+QUICK_SETTING = Setting(samples=60, sampler_steps=(3, 5, 10, 20), detect=())
 LEGEND = (
-    "FD: Fréchet distance to held-out digits after 5, 10 and 20 sampler steps, lower is better. "
-    "Pixel FD: the same of raw pixels. Precision and recall: higher is better."
+    "FD: Fréchet distance to held-out digits after 5, 10 and 20 sampler steps, lower is better. Well-formed: share of digits "
+    "that a classifier takes for the asked one with certainty, higher is better. Novelty: distance to the nearest training "
+    "image over that of held-out ones, 1 is as new."
 )
 
 
@@ -37,17 +37,18 @@ def demo_main(argv: Sequence[str], prog: str = "adt demo") -> None:
 
 
 def _demo_options(given: argparse.Namespace) -> DemoOptions:
-    options = DemoOptions(given.out, given.cache, given.seeds, setting=Setting(threads=given.threads))
+    options = DemoOptions(given.out, given.seeds)
+    options = replace(options, setting=replace(options.setting, threads=given.threads))
     if given.quick:
         quick = replace(QUICK_SETTING, threads=given.threads)
-        options = replace(options, setting=quick, steps=8, curve_samples=100, variants=tuple(map(hurried, options.variants)))
-    return replace(options, steps=given.steps or options.steps)
+        options = replace(options, setting=quick, seconds=1.0, curve_samples=60, variants=tuple(map(hurried, options.variants)))
+    return replace(options, seconds=given.seconds or options.seconds)
 
 
 def _demo_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog, description="ADT in miniature: real digits, a small denoiser, minutes on a CPU.")
     parser.add_argument("--seeds", type=positive, default=1, help="fine-tunes of each kind (default: 1)")
-    parser.add_argument("--steps", type=positive, help="optimizer steps of each fine-tune (default: 300)")
+    parser.add_argument("--seconds", type=duration, help="of tuning, the same for every run (default: 60)")
     parser.add_argument("--out", type=Path, default=Path("adt_demo"), help="folder for tables and pictures (default: adt_demo)")
     add_shared_arguments(parser)
     return parser
@@ -62,11 +63,15 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         help="PyTorch's threads; networks this small gain nothing from a second (default: 1)",
     )
     parser.add_argument(
-        "--cache", type=Path, default=default_cache(), help="folder for the pretrained networks (default: %(default)s)"
-    )
-    parser.add_argument(
         "--quick", action="store_true", help="seconds instead of minutes: shows that it runs, figures mean nothing"
     )
+
+
+def duration(text: str) -> float:
+    """Parse a number of seconds above 0."""
+    if (seconds := float(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {seconds:g}")
+    return seconds
 
 
 def positive(text: str) -> int:

@@ -1,13 +1,9 @@
-"""`python -m adt_plugin demo`: base, diffusion-only fine-tune and ADT side by side, in minutes."""
+"""`python -m adt_plugin demo`: the base, plain training continued and ADT, for the same time, side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo import pictures, report
@@ -16,11 +12,10 @@ from adt_plugin.demo.diffusion import sample
 from adt_plugin.demo.finetune import Budget, tunable_copy
 from adt_plugin.demo.progress import Bar
 from adt_plugin.demo.study import Setting, Study, Tuned, open_study, sampling_work, scoring_work, tuning_work
-from adt_plugin.demo.variants import ADT, BASE, DIFFUSION, Variant
+from adt_plugin.demo.variants import ADT, BASE, PLAIN, Variant
 
-COMPARED = tuple(replace(variant, samplers=("ddim",)) for variant in (BASE, DIFFUSION, ADT))
-CURVE_POINTS, CURVE_STEPS = 5, 10
-GRID_STEPS = (5, 10)
+CURVE_POINTS, CURVE_STEPS = 4, 5
+SHOWN_STEPS, SHOWN_SAMPLES = (3, 5, 10), 12  # of the picture
 
 
 @dataclass(frozen=True)
@@ -28,17 +23,17 @@ class DemoOptions:
     """What the command line sets.
 
     Attributes:
+        seconds: of tuning, for every variant alike.
         curve_samples: drawn for each point of the curve over time.
         variants: what is compared, the base first.
     """
 
     out: Path
-    cache: Path
     seeds: int = 1
-    steps: int = 300
-    curve_samples: int = 1000
-    variants: tuple[Variant, ...] = COMPARED
-    setting: Setting = Setting()
+    seconds: float = 60.0
+    curve_samples: int = 500
+    variants: tuple[Variant, ...] = (BASE, PLAIN, ADT)
+    setting: Setting = Setting(samples=600, sampler_steps=(3, 5, 10, 20), detect=())
 
 
 @dataclass
@@ -68,11 +63,11 @@ class DemoResults:
 
 
 def run_demo(results: DemoResults) -> None:
-    """Train, tune, compare; writes `results.md`, `results.json`, `samples.png` and `curves.png` into `options.out`."""
+    """Tune and compare; writes `results.md`, `results.json`, `samples.png` and `curves.png` into `options.out`."""
     options = results.options
     with Bar(demo_work(options)) as bar:
-        bar.name("pretraining, kept for next time")
-        study = open_study(options.setting, options.cache, bar.advance)
+        bar.name("loading")
+        study = open_study(options.setting, bar.advance)
         for seed in range(options.seeds):
             for variant in options.variants if seed == 0 else options.variants[1:]:  # one base for all seeds
                 bar.name(f"{variant.name}, seed {seed}" if variant.plan else variant.name)
@@ -82,14 +77,14 @@ def run_demo(results: DemoResults) -> None:
 
 
 def demo_work(options: DemoOptions) -> float:
-    """Estimate the work of the whole demo from an empty cache, in diffusion steps."""
+    """Estimate the work of the whole demo, in diffusion steps."""
 
     def run(variant: Variant) -> float:
         points = 1 if variant.plan is None else CURVE_POINTS
         curve = points * sampling_work(options.curve_samples, [CURVE_STEPS])
-        return tuning_work(variant.plan, Budget(steps=options.steps)) + scoring_work(options.setting, variant) + curve
+        return tuning_work(variant.plan, Budget(seconds=options.seconds)) + scoring_work(options.setting, variant) + curve
 
-    return options.setting.recipe.work + run(options.variants[0]) + options.seeds * sum(map(run, options.variants[1:]))
+    return run(options.variants[0]) + options.seeds * sum(map(run, options.variants[1:]))
 
 
 def _run(study: Study, variant: Variant, seed: int, results: DemoResults) -> None:
@@ -100,10 +95,11 @@ def _run(study: Study, variant: Variant, seed: int, results: DemoResults) -> Non
         if progress >= (len(waypoints) + 1) / CURVE_POINTS:
             waypoints.append(replace(tuned, unet=tunable_copy(tuned.unet)))
 
-    tuned = study.tune(variant.plan, Budget(steps=results.options.steps), seed, look)
+    tuned = study.tune(variant.plan, Budget(seconds=results.options.seconds), seed, look)
     results.add(study.score(variant, tuned, seed))
     results.tuned.setdefault(variant.name, tuned)
-    curve = [(point.seconds, _curve_distance(study, point, results.options.curve_samples)) for point in waypoints or [tuned]]
+    waypoints = waypoints[: CURVE_POINTS - 1] + [tuned] if variant.plan else [tuned]
+    curve = [(point.seconds, _curve_distance(study, point, results.options.curve_samples)) for point in waypoints]
     results.curves.setdefault(variant.name, []).append(curve)
 
 
@@ -113,21 +109,15 @@ def _curve_distance(study: Study, tuned: Tuned, samples: int) -> float:
     return scores["ddim"][CURVE_STEPS].fd
 
 
-def _panels(study: Study, results: DemoResults) -> Iterator[tuple[str, Tensor]]:
-    """Yield one line of panels per number of sampler steps, real digits at its end."""
-    noise, labels = study.evaluator.noise[:80], study.evaluator.labels[:80]
-    by_class = [study.train.images[study.train.labels == label][:8] for label in range(10)]
-    real = torch.stack(by_class, dim=1).flatten(0, 1)  # (8, 10, 1, H, W) -> (80, 1, H, W), one column per class
-    for steps in GRID_STEPS:
-        for name, tuned in results.tuned.items():
-            yield f"{name}, {steps} steps", sample(tuned.unet, noise, labels, steps)
-        yield "training images", real
-
-
 def draw(study: Study, results: DemoResults) -> None:
-    """Draw both pictures: samples of every run from the same noise, and the curves."""
+    """Draw both pictures: the first samples of every run from the same noise, and the curves."""
     out = results.options.out
-    pictures.sample_grids(out / "samples.png", list(_panels(study, results)), columns=len(results.tuned) + 1)
+    noise, labels = study.evaluator.noise[:SHOWN_SAMPLES], study.evaluator.labels[:SHOWN_SAMPLES]
+    panels = [
+        (f"{steps} sampler steps", {name: sample(t.unet, noise, labels, steps) for name, t in results.tuned.items()})
+        for steps in SHOWN_STEPS
+    ]
+    pictures.sample_rows(out / "samples.png", panels)
     start = results.curves[BASE.name][0][0]
     over_time = {name: [[start, *curve] for curve in seeds] for name, seeds in results.curves.items() if name != BASE.name}
     pictures.curves(

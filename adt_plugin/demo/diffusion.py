@@ -19,13 +19,13 @@ def alphas_cumprod() -> Tensor:
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """Return x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps for latents `(B, 4, 8, 8)` and timesteps `(B,)`."""
+    """Return x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps for latents `(B, 4, 14, 14)` and timesteps `(B,)`."""
     alpha_bar = alphas_cumprod()[timesteps].view(-1, 1, 1, 1)
     return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
 
 
 def diffusion_pair(latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a training example: noisy latents `(B, 4, 8, 8)`, timesteps `(B,)`, and the noise to be predicted."""
+    """Draw a training example: noisy latents `(B, 4, 14, 14)`, timesteps `(B,)`, and the noise to be predicted."""
     timesteps = torch.randint(TIMESTEPS, (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
     return add_noise(latents, noise, timesteps), timesteps, noise
@@ -38,14 +38,14 @@ def diffusion_loss(unet: nn.Module, latents: Tensor, labels: Tensor, generator: 
 
 
 def evaluation_noise(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw white noise `(count, 4, 8, 8)` and evenly spread classes `(count,)`: shared by every run that is compared."""
+    """Draw white noise `(count, 4, 14, 14)` and evenly spread classes `(count,)`: shared by every run that is compared."""
     noise = torch.randn((count, *LATENT_SHAPE), generator=torch.Generator().manual_seed(seed))
     return noise, torch.arange(count) % CLASSES
 
 
 @torch.no_grad()
 def sample(unet: nn.Module, noise: Tensor, labels: Tensor, steps: int, sampler: str = "ddim", chunk: int = 500) -> Tensor:
-    """Sample images `(N, 1, 16, 16)` in [-1, 1] from white noise `(N, 4, 8, 8)` in `steps` steps.
+    """Sample images `(N, 1, 28, 28)` in [-1, 1] from white noise `(N, 4, 14, 14)` in `steps` steps.
 
     Chunks bound the memory; they do not change the result.
     """

@@ -21,10 +21,11 @@ from adt_plugin.core.discriminator import Discriminator, FrozenBackbone
 from adt_plugin.core.schedule import Phase
 from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.core.turn import AdversarialTurn
-from adt_plugin.demo.base import Base, adamw, decay, set_learning_rate
+from adt_plugin.demo.base import Base
 from adt_plugin.demo.data import LATENT_PIXELS, Digits, batches, decode, encode
 from adt_plugin.demo.diffusion import alphas_cumprod, diffusion_pair
 from adt_plugin.demo.models import UNet
+from adt_plugin.demo.optimizing import adamw, decay, follow, set_learning_rate
 
 STRATEGIES: dict[str, dict[str, Any]] = {"paper": {}}
 """How a turn's path begins and is walked: keyword arguments of `AdversarialTurn` by name. Ablations add their own."""
@@ -38,6 +39,7 @@ class Plan:
         lr: of the denoiser (AdamW), constant over the first half, then falling linearly to 0.
         batch_size: images per optimizer step.
         adt: options of the adversarial turn; None trains with the diffusion loss only.
+        ema: decay, a step, of an exponential moving average of the weights, which is then the result; 0 takes the weights.
         diffusion: False leaves the diffusion loss out, an ablation.
         strategy: a key of `STRATEGIES`.
     """
@@ -45,6 +47,7 @@ class Plan:
     lr: float = 3e-4
     batch_size: int = 32
     adt: ADTConfig | None = None
+    ema: float = 0.0
     diffusion: bool = True
     strategy: str = "paper"
 
@@ -53,17 +56,22 @@ class Plan:
 class Budget:
     """The length of a fine-tune: a number of optimizer steps, or of seconds from the first look at the clock.
 
+    Attributes:
+        cpu_time: seconds are those of the processor, which another process does not lengthen, not those on the wall.
+
     Raises ValueError unless exactly one of the two is given.
     """
 
     steps: int | None = None
     seconds: float | None = None
+    cpu_time: bool = False
     taken: int = field(default=0, init=False)
-    clock: Stopwatch = field(default_factory=Stopwatch, init=False)
+    clock: Stopwatch = field(init=False)
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.seconds is None):
             raise ValueError("a budget is a number of steps or of seconds: give one of the two")
+        self.clock = Stopwatch(cpu_time=self.cpu_time)
 
     @property
     def elapsed(self) -> float:
@@ -86,7 +94,7 @@ def finetune(
     seed: int,
     after_step: Callable[[Budget], object] = lambda budget: None,
 ) -> None:
-    """Train `unet` in place until the budget is used up.
+    """Train `unet` in place until the budget is used up; with an average, its weights are the average's at the end.
 
     The discriminator's warm-up comes before the first optimizer step; a budget in seconds pays for it.
 
@@ -96,9 +104,11 @@ def finetune(
         after_step: called after every optimizer step.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer = adamw(unet, plan.lr)
+    optimizer, averaged = adamw(unet, plan.lr), copy.deepcopy(unet).requires_grad_(False)
     for images, labels in batches(train, plan.batch_size, generator):
         if budget.progress >= 1:
+            if plan.ema:
+                unet.load_state_dict(averaged.state_dict())
             return
         latents = encode(images)
         denoiser = partial(unet, labels=labels)
@@ -120,6 +130,8 @@ def finetune(
         optimizer.step()
         optimizer.zero_grad()
         budget.taken += 1
+        if plan.ema:
+            follow(averaged, unet, min(plan.ema, (1 + budget.taken) / (10 + budget.taken)))
         after_step(budget)
 
 

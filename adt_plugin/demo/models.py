@@ -1,7 +1,8 @@
-"""The miniature's networks: the denoiser, the metric's classifier and the discriminator's backbone.
+"""The miniature's networks: the denoiser, the metric's two classifiers and the discriminator's backbone.
 
-The last two must not be alike, or the discriminator would be trained on the metric: the classifier is a plain
-supervised ReLU network, the backbone a residual GroupNorm network that has only learnt to tell rotations apart.
+Metric and backbone must not be alike, or the discriminator would be trained on the metric: they were trained on different
+images, for different tasks, and are built differently. The classifiers are plain supervised ReLU networks, the backbone is
+a residual GroupNorm network that has only learnt to tell rotations apart.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ class ResBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Class-conditional noise prediction on latents `(B, 4, 8, 8)`: two resolutions, 147 thousand parameters."""
+    """Class-conditional noise prediction on latents `(B, 4, 14, 14)`: two resolutions, 575 thousand parameters."""
 
-    def __init__(self, width: int = 16, embedding: int = 64) -> None:
+    def __init__(self, width: int = 32, embedding: int = 128) -> None:
         super().__init__()
         channels, wide = LATENT_SHAPE[0], 2 * width
         self.time = nn.Sequential(nn.Linear(32, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
@@ -63,7 +64,7 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        """Return the predicted noise, shaped as `x` (B, 4, 8, 8); `timesteps` (B,) in 0..999, `labels` (B,) in 0..9."""
+        """Return the predicted noise, shaped as `x` (B, 4, 14, 14); `timesteps` (B,) in 0..999, `labels` (B,) in 0..9."""
         emb = F.silu(self.time(sinusoids(timesteps).to(x.dtype)) + self.label(labels))
         skip1 = self.down1(self.conv_in(x), emb)
         skip2 = h = self.down2(self.downsample(skip1), emb)
@@ -86,26 +87,45 @@ def sinusoids(timesteps: Tensor, size: int = 32) -> Tensor:
 
 
 class Classifier(nn.Module):
-    """The metric's network: a supervised digit classifier whose 48 penultimate activations are the metric's features."""
+    """The metric's network: a supervised digit classifier whose 64 penultimate activations are the metric's features."""
 
-    features_dim = 48
+    features_dim = 64
 
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
             *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(32 * 4 * 4, self.features_dim), nn.ReLU()),
+            *(nn.Conv2d(32, 48, 3), nn.ReLU(), nn.Flatten()),
+            *(nn.Linear(48 * 5 * 5, self.features_dim), nn.ReLU()),
         )
         self.head = nn.Linear(self.features_dim, CLASSES)
 
     def features(self, images: Tensor) -> Tensor:
-        """Return features `(B, 48)` >= 0 of images `(B, 1, 16, 16)` in [-1, 1]."""
+        """Return features `(B, 64)` >= 0 of images `(B, 1, 28, 28)` in [-1, 1]."""
         return self.body(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return class logits `(B, 10)` of images `(B, 1, 16, 16)` in [-1, 1]."""
+        """Return class logits `(B, 10)` of images `(B, 1, 28, 28)` in [-1, 1]."""
         return self.head(self.features(images))
+
+
+class Judge(nn.Module):
+    """Says whether an image is a well-formed digit of the asked class: strided convolutions, another kind than the metric's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(1, 24, 5, stride=2, padding=2), nn.BatchNorm2d(24), nn.SiLU()),
+            *(nn.Conv2d(24, 48, 3, padding=1), nn.BatchNorm2d(48), nn.SiLU()),
+            *(nn.Conv2d(48, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.SiLU()),
+            *(nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.SiLU()),
+        )
+        self.head = nn.Linear(64 * 4 * 4, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return class logits `(B, 10)` of images `(B, 1, 28, 28)` in [-1, 1]."""
+        return self.head(self.body(images).flatten(1))
 
 
 class ResidualStage(nn.Module):
@@ -129,16 +149,16 @@ class RotationNet(nn.Module):
     Stands where DINOv2 stands at full size: never told a class, frozen once trained.
     """
 
-    channels = (16, 32, 48)  # of the three feature maps, at 16x16, 8x8 and 4x4
+    channels = (24, 48, 64)  # of the three feature maps, at 14x14, 7x7 and 4x4
 
     def __init__(self) -> None:
         super().__init__()
-        shapes = zip((1, *self.channels[:-1]), self.channels, (1, 2, 2), strict=True)
+        shapes = zip((1, *self.channels[:-1]), self.channels, (2, 2, 2), strict=True)
         self.stages = nn.ModuleList(ResidualStage(*shape) for shape in shapes)
         self.head = nn.Linear(self.channels[-1], 4)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return three feature maps `(B, C_i, h_i, w_i)` of images `(B, 1, 16, 16)` in [-1, 1]."""
+        """Return three feature maps `(B, C_i, h_i, w_i)` of images `(B, 1, 28, 28)` in [-1, 1]."""
         maps, x = [], images
         for stage in self.stages:
             x = stage(x)

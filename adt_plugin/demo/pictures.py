@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 FRAME = -0.6  # between tiles: dark, but not the digits' background
 Curve = Sequence[tuple[float, float]]
 """Points (x, y)."""
+
+COLOURS = {"base": "#7f7f7f", "plain": "#1f77b4", "frozen heads": "#2ca02c", "ADT": "#d62728"}
+"""Of runs whose names begin so, in every picture; others take matplotlib's cycle."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -34,16 +38,24 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def sample_grids(path: Path, panels: Sequence[tuple[str, Tensor]], columns: int, rows: int = 8) -> None:
-    """Draw a panel per entry of images `(N, 1, H, W)` in [-1, 1], `columns` panels a row; a panel shows `rows` x 10 images."""
-    lines = -(-len(panels) // columns)
-    figure = new_figure(3.2 * columns, 2.9 * lines)
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for axis, (title, images) in zip(grid.flat, panels, strict=False):
-        axis.imshow(tile(images[: 10 * rows], 10).numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
-        axis.set_title(title, fontsize=10)
-    for axis in grid.flat:
-        axis.set_axis_off()
+def sample_rows(path: Path, panels: Sequence[tuple[str, Mapping[str, Tensor]]]) -> None:
+    """Draw one panel per entry, below each other: in it one row per name, of images `(N, 1, H, W)` in [-1, 1].
+
+    What stands in one column came from the same noise.
+    """
+    widest = max(len(images) for _, rows in panels for images in rows.values())
+    figure = new_figure(10.5, sum(0.45 + 9.6 / widest * len(rows) for _, rows in panels))
+    axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": [len(rows) for _, rows in panels]})
+    for axis, (title, rows) in zip(axes.flat, panels, strict=True):
+        count = min(len(images) for images in rows.values())
+        drawn = tile(torch.cat([images[:count] for images in rows.values()]), count)
+        axis.imshow(drawn.numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        height = drawn.shape[0] / len(rows)
+        axis.set_yticks([height * (i + 0.5) for i in range(len(rows))], list(rows))
+        axis.set_xticks([])
+        axis.tick_params(length=0, labelsize=9)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.spines[:].set_visible(False)
     save(figure, path)
 
 
@@ -79,8 +91,9 @@ def curves(path: Path, panels: Mapping[tuple[str, str], Mapping[str, Sequence[Cu
 def _draw(axis: Axes, name: str, seeds: Sequence[Curve]) -> None:
     points = np.array(seeds)  # (seeds, points, 2)
     x, y = points.mean(axis=0).T
-    axis.plot(x, y, marker="o", markersize=4, label=name)
-    axis.fill_between(x, points[..., 1].min(axis=0), points[..., 1].max(axis=0), alpha=0.2)
+    colour = next((colour for begin, colour in COLOURS.items() if name.startswith(begin)), None)
+    (line,) = axis.plot(x, y, marker="o", markersize=4, label=name, color=colour)
+    axis.fill_between(x, points[..., 1].min(axis=0), points[..., 1].max(axis=0), alpha=0.2, color=line.get_color())
 
 
 def save(figure: Figure, path: Path) -> None:

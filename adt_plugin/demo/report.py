@@ -14,7 +14,6 @@ import torch
 
 from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo.cells import Cell
-from adt_plugin.demo.evaluate import SAMPLER_STEPS
 
 Groups = dict[str, list[Cell]]
 """Cells by the name of their run, one per seed, in the order of their first appearance."""
@@ -29,7 +28,7 @@ def grouped(cells: Iterable[Cell]) -> Groups:
 
 
 def values(cells: Sequence[Cell], figure: str, steps: int, sampler: str = "ddim") -> list[float]:
-    """Return one figure (`fd`, `pixel_fd`, `precision`, `recall`) of every cell."""
+    """Return one figure, an attribute of `Scores`, of every cell."""
     return [getattr(cell.scores[sampler][steps], figure) for cell in cells]
 
 
@@ -44,15 +43,20 @@ def spread(numbers: Sequence[float], digits: int) -> str:
     return text if len(numbers) < 2 else f"{text} ± {statistics.stdev(numbers):.{digits}f}"
 
 
+SHOWN_STEPS = (5, 10, 20)
+"""Numbers of sampler steps that tables have a column for."""
+
+
 def comparison(groups: Groups, sampler: str = "ddim") -> str:
-    """Tabulate one row per run: distances, precision, recall, optimizer steps, wall time."""
+    """Tabulate one row per run: distances, well-formed share, recall, novelty, optimizer steps, wall time."""
     head = [
         "run",
         "seeds",
-        *(f"FD@{n}" for n in SAMPLER_STEPS),
+        *(f"FD@{n}" for n in SHOWN_STEPS),
+        *(f"well-formed@{n}" for n in SHOWN_STEPS),
+        "recall@10",
         "pixel FD@10",
-        "precision@10",
-        *(f"recall@{n}" for n in SAMPLER_STEPS),
+        "novelty@10",
         "steps",
         "tuning, s",
     ]
@@ -63,10 +67,11 @@ def _row(name: str, cells: Sequence[Cell], sampler: str) -> list[str]:
     return [
         name,
         str(len(cells)),
-        *(spread(values(cells, "fd", n, sampler), 2) for n in SAMPLER_STEPS),
+        *(spread(values(cells, "fd", n, sampler), 2) for n in SHOWN_STEPS),
+        *(spread(values(cells, "well_formed", n, sampler), 3) for n in SHOWN_STEPS),
+        spread(values(cells, "recall", 10, sampler), 3),
         spread(values(cells, "pixel_fd", 10, sampler), 2),
-        spread(values(cells, "precision", 10, sampler), 3),
-        *(spread(values(cells, "recall", n, sampler), 3) for n in SAMPLER_STEPS),
+        spread(values(cells, "novelty", 10, sampler), 2),
         f"{statistics.fmean(cell.steps for cell in cells):.0f}",
         f"{statistics.fmean(cell.seconds for cell in cells):.1f}",
     ]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from adt_plugin.core.schedule import TurnSchedule
-from adt_plugin.demo.base import Base, Progress, Recipe, load_base
+from adt_plugin.demo.base import Base, load_base
 from adt_plugin.demo.cells import Cell
 from adt_plugin.demo.data import Digits, load_splits
 from adt_plugin.demo.evaluate import SAMPLER_STEPS, Evaluator, build_evaluator
@@ -23,21 +22,30 @@ STEPS_PER_SECOND = 60.0
 """Diffusion steps per second, roughly; for progress bars only."""
 
 
+Progress = Callable[[float], object]
+"""Called with the work done since the last call, in steps of the denoiser's training."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """The part of an experiment that must be the same for figures to be comparable.
 
     Attributes:
+        base: number of the shipped denoiser that every run starts from.
         split: `heldout` for reported figures, `validation` for choosing settings.
         samples: generated per evaluation.
         noise_seed: of the noise that all evaluations start from.
+        sampler_steps: numbers of sampler steps that runs are scored at.
+        detect: those at which detectability is measured.
         threads: PyTorch's.
     """
 
-    recipe: Recipe = Recipe()
+    base: int = 0
     split: str = "heldout"
-    samples: int = 3000
+    samples: int = 1000
     noise_seed: int = 1
+    sampler_steps: tuple[int, ...] = SAMPLER_STEPS
+    detect: tuple[int, ...] = (5, 10)
     threads: int = 1
 
 
@@ -85,7 +93,7 @@ class Study:
 
     def score(self, variant: Variant, tuned: Tuned, seed: int) -> Cell:
         """Score a tuned denoiser with the variant's samplers, as a cell."""
-        scores = self.evaluator.evaluate(tuned.unet, variant.samplers)
+        scores = self.evaluator.evaluate(tuned.unet, variant.samplers, self.setting.sampler_steps)
         self.progress(scoring_work(self.setting, variant))
         return Cell(variant.name, seed, tuned.seconds, tuned.steps, self.setting.threads, scores)
 
@@ -103,17 +111,14 @@ class Shares:
         self.done = share
 
 
-def open_study(setting: Setting, cache: Path, progress: Progress = lambda work: None) -> Study:
-    """Load the data, and the networks from the cache or by training them; sets PyTorch's number of threads.
+def open_study(setting: Setting, progress: Progress = lambda work: None) -> Study:
+    """Load the data and the shipped networks; sets PyTorch's number of threads.
 
-    Raises ValueError for a split that does not exist.
+    Raises ValueError for a split that runs are not scored on.
     """
-    if setting.split not in ("heldout", "validation"):
-        raise ValueError(f"runs are scored on the heldout or the validation split, not on {setting.split!r}")
     torch.set_num_threads(setting.threads)
-    splits = load_splits()
-    base = load_base(splits.train, setting.recipe, cache, progress)
-    evaluator = build_evaluator(base.classifier, getattr(splits, setting.split), setting.samples, setting.noise_seed)
+    splits, base = load_splits(), load_base(setting.base)
+    evaluator = build_evaluator(base, splits, setting.split, setting.samples, setting.noise_seed, setting.detect)
     return Study(setting, base, splits.train, evaluator, progress)
 
 
@@ -132,7 +137,7 @@ def tuning_work(plan: Plan | None, budget: Budget) -> float:
 
 def scoring_work(setting: Setting, variant: Variant) -> float:
     """Estimate what scoring a variant costs, in diffusion steps."""
-    return sampling_work(setting.samples, SAMPLER_STEPS) * len(variant.samplers)
+    return sampling_work(setting.samples, setting.sampler_steps) * len(variant.samplers)
 
 
 def sampling_work(samples: int, steps: Sequence[int]) -> float:

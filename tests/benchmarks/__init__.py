@@ -1,6 +1,6 @@
 """What publishes tables: the miniature's benchmark and the tables of cost.
 
-    cd tests && python -m benchmarks.miniature    docs/benchmarks/benchmark.md
+    cd tests && python -m benchmarks.miniature    docs/benchmarks/miniature.md
     cd tests && python -m benchmarks.cost         docs/benchmarks/cost.md
 
 Both resume where they were interrupted, and measure again whatever was measured with other settings.

@@ -1,4 +1,4 @@
-"""What the benchmark compares beyond the demo: rivals, ablations of the paper's parts, and less work per step."""
+"""What the benchmark compares beyond the demo: rivals with their trials, and ablations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import Tensor
 from adt_plugin.core.diffusion.denoiser import Denoiser, call_seeded
 from adt_plugin.core.diffusion.samplers import Sampler
 from adt_plugin.core.diffusion.unroll import Unroll, noised_start, unroll
-from adt_plugin.demo import variants
 from adt_plugin.demo.finetune import STRATEGIES
-from adt_plugin.demo.variants import Variant, changed, diffusion_only
+from adt_plugin.demo.variants import Variant, changed, plain
 
 
 def white_noise_start(sampler: Sampler, clean: Tensor, noise: Tensor, steps: int, start: int) -> Tensor:
@@ -52,14 +51,30 @@ def unconstrained_unroll(
 STRATEGIES["white noise"] = {"noised_start": white_noise_start}
 STRATEGIES["unconstrained"] = {"unroll": unconstrained_unroll}
 
-ALL_SAMPLERS = ("ddim", "euler", "dpm++")
-FROZEN = {"disc_lr": 0.0, "warmup": 0}
+FROZEN = {"disc_lr": 0.0, "warmup": 0, "disc_steps": 1, "disc_penalty": 0.0}
+EMA = 0.99
 
-BASE, DIFFUSION, ADT = (replace(v, samplers=ALL_SAMPLERS) for v in (variants.BASE, variants.DIFFUSION, variants.ADT))
-FROZEN_HEADS = Variant("frozen untrained heads", changed(FROZEN))
-SPARSE_ADT = Variant("ADT, a turn every third step", changed({"every": 3}))
-SLOW_DIFFUSION = Variant("diffusion only, lr 3e-05", diffusion_only(3e-5))
-FAST_DIFFUSION = Variant("diffusion only, lr 0.001", diffusion_only(1e-3))
+
+def plain_trial(lr: float) -> Variant:
+    """Plain training at this rate, with an average of the weights."""
+    return Variant(f"plain, lr {lr:g}, EMA", replace(plain(lr), ema=EMA))
+
+
+def frozen_trial(weight: float, lr: float) -> Variant:
+    """Heads that are never trained, at this weight and rate, with an average of the denoiser's weights."""
+    return Variant(f"frozen heads, weight {weight:g}, lr {lr:g}, EMA", changed(FROZEN | {"weight": weight}, lr=lr, ema=EMA))
+
+
+def without_average(variant: Variant) -> Variant:
+    """The same without an average of the weights."""
+    assert variant.plan is not None
+    return Variant(variant.name.removesuffix(", EMA"), replace(variant.plan, ema=0.0))
+
+
+PLAIN_TRIALS = tuple(plain_trial(lr) for lr in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3))
+FROZEN_TRIALS = tuple(frozen_trial(*pair) for pair in ((2, 3e-4), (5, 3e-4), (10, 3e-4), (5, 1e-4), (5, 1e-3)))
+SHIPPED_TRIALS = (Variant("ADT as it ships, EMA", changed(ema=EMA)),)
+"""What each finalist is chosen from, on validation; the best is tried without its average too."""
 
 ABLATIONS = (
     Variant("from white noise, no image-to-image", changed({"start_min": 1.0}, strategy="white noise")),
@@ -67,27 +82,15 @@ ABLATIONS = (
     Variant("unary discriminator", changed({"disc_type": "unary"})),
     Variant("unconstrained backward path", changed(strategy="unconstrained")),
     Variant("no augmentation", changed({"augment": "none"})),
-    Variant("noise 0.3 on the discriminator's inputs", changed({"noise": 0.3})),
-    Variant("noise 0.3, frozen untrained heads", changed(FROZEN | {"noise": 0.3})),
+    Variant("hinge loss", changed({"disc_loss": "hinge"})),
+    Variant("no penalty", changed({"disc_penalty": 0.0})),
+    Variant("one head step a turn", changed({"disc_steps": 1})),
+    Variant("weight 1", changed({"weight": 1.0})),
+    Variant("weight 2.5", changed({"weight": 2.5})),
+    Variant("weight 10", changed({"weight": 10.0, "max_grad_ratio": 20.0})),
+    Variant("starts from the whole path", changed({"start_min": 0.0})),
     Variant("K = 1", changed({"grad_steps": 1})),
-    Variant("last 2 steps instead of random ones", changed({"grad_mask": "last"})),
-    Variant("weight / 3", changed({"weight": 0.5})),
-    Variant("weight x 3", changed({"weight": 4.5})),
+    Variant("all steps", changed({"grad_mask": "all"})),
     Variant("10-step grid", changed({"steps": 10})),
+    Variant("a turn in every step", changed({"every": 1})),
 )
-
-
-def cost_candidate(every: int, steps: int, grad_steps: int, decode_crop: int = 0) -> Variant:
-    """The reference with another amount of work per optimizer step; `decode_crop` in the miniature's 16x16 pixels."""
-    name = f"every {every}, m = {steps}, K = {grad_steps}" + (f", crop {decode_crop}" if decode_crop else "")
-    adt = {"every": every, "steps": steps, "grad_steps": grad_steps, "decode_crop": decode_crop}
-    return Variant(name, changed(adt))
-
-
-COST_CANDIDATES = (
-    *(cost_candidate(every, steps, grad_steps) for every in (1, 2, 4, 8) for steps in (5, 10) for grad_steps in (1, 2)),
-    *(cost_candidate(every, 10, 4) for every in (1, 2, 4)),
-    *(cost_candidate(every, 5, 2, 8) for every in (1, 2, 4)),
-    cost_candidate(2, 10, 2, 8),
-)
-"""What the defaults of `--adt_every`, `--adt_steps` and `--adt_grad_steps` are chosen among."""

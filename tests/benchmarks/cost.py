@@ -30,7 +30,7 @@ def write_tables(folder: Path, device: torch.device, repeats: int) -> None:
     """
     store = CellStore(folder / "cost.json", COUNTED)
     for workload, name, config in counted_cases():
-        store.get_or_run(f"{workload}: {name}", (workload, config), partial(counted, workload, config))
+        store.get_or_run(f"{workload}: {name}", (workload, cost_sweep.what_is_read(config)), partial(counted, workload, config))
     cost_sweep.run_sweep(CellStore(store.path, machine_name(device)), device, repeats)
     write_atomically(folder / "cost.md", "\n\n".join(paragraphs(store.results())) + "\n")
 

@@ -21,10 +21,27 @@ from benchmarks.store import CellStore
 GRID_STEPS, GRID_GRAD_STEPS = (4, 10, 20), (1, 2, 4, 8)
 """m and K of the grid."""
 
-WHOLE = ADTConfig(steps=10, grad_steps=2, decode_crop=0, memory="low")
+MEASURED_HEADS: dict[str, Any] = {"disc_steps": 1, "disc_loss": "hinge", "disc_penalty": 0.0}
+"""The heads' training of all that is measured here, which was measured before a turn trained its heads several times. Heads are
+a few thousandths of a turn of true size: what the default's cost is among what is counted."""
+
+READ = (
+    *("steps", "grad_steps", "grad_mask", "memory", "decode_crop", "offload", "cfg_scale", "sampler", "spacing", "flow_shift"),
+    *("backbone", "blocks", "disc_type", "disc_width", "augment", "noise", "image_size", "decoder", "decode_dtype"),
+    *("disc_steps", "disc_loss", "disc_penalty"),
+)
+"""Options that what is counted or measured depends on."""
+
+UNREAD = (
+    *("weight", "balance", "max_grad_ratio", "start_min", "start_max", "every", "warmup", "disc_lr", "disc_betas", "seed"),
+    *("profile", "disc_weights", "max_bad_turns", "pictures_every"),
+)
+"""Options that it does not: turns are measured from a given start, and the sum over a run is a formula."""
+
+WHOLE = ADTConfig(steps=10, grad_steps=2, decode_crop=0, memory="low", **MEASURED_HEADS)
 """A turn that decodes the whole image; what the levers are measured against."""
 
-SMALL = ADTConfig(steps=4, grad_steps=1, decode_crop=0, memory="low")
+SMALL = ADTConfig(steps=4, grad_steps=1, decode_crop=0, memory="low", **MEASURED_HEADS)
 """A short turn, for the growth with resolution and batch."""
 
 
@@ -147,7 +164,7 @@ def jobs(scale: Scale) -> Iterator[Job]:
     for workload in dict.fromkeys((*scale.resolutions, *scale.batches)):
         yield Job(workload, SMALL, {base_label(workload): BASE, turn_label(workload, "growth"): _turn(SMALL, 4)})
     for workload in scale.sizes:
-        default = ADTConfig()
+        default = ADTConfig(**MEASURED_HEADS)
         labels = base_label(workload, "default"), turn_label(workload, "default")
         yield Job(workload, default, dict(zip(labels, (BASE, _turn(default, 3)), strict=True)))
 
@@ -167,7 +184,7 @@ def grid() -> Iterator[tuple[int, int]]:
 
 def _turn(config: ADTConfig, start: int) -> Measurement:
     start = min(start, config.steps)
-    return Measurement(("a turn", config, start), lambda bench, watch: measure_turn(bench, watch, config, start))
+    return Measurement(("a turn", what_is_read(config), start), lambda bench, watch: measure_turn(bench, watch, config, start))
 
 
 def _one_graph(steps: int, grad_steps: int) -> Measurement:
@@ -195,7 +212,12 @@ def settings_of(job: Job, measurement: Measurement) -> tuple[Any, ...]:
     """Return everything that a cell of a job depends on: its own settings, and what the workbench is made from."""
     of_turns = ("steps", "grad_steps", "memory")  # read by turns alone, which say what they were made with
     config = replace(job.config, **{name: getattr(ADTConfig, name) for name in of_turns})
-    return job.workload, config, job.compiled, measurement.settings
+    return job.workload, what_is_read(config), job.compiled, measurement.settings
+
+
+def what_is_read(config: ADTConfig) -> tuple[tuple[str, Any], ...]:
+    """Return the options in `READ`, by name."""
+    return tuple((name, getattr(config, name)) for name in READ)
 
 
 def run_sweep(store: CellStore, device: torch.device, repeats: int) -> None:

@@ -1,263 +1,221 @@
-"""`python -m benchmarks.miniature`: several seeds, ablations, equal steps and equal wall time; resumable."""
+"""`python -m benchmarks.miniature`: plain training continued, frozen heads and ADT from the plateau, at equal cost; resumable.
+
+Rivals are tuned on the validation split. Whoever does best there, and ADT as it ships, are then run with several seeds and
+scored on the held-out split, which has chosen nothing.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from math import log
 from pathlib import Path
 from typing import Any
 
 from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo import pictures, report
 from adt_plugin.demo.cells import Cell
-from adt_plugin.demo.cli import QUICK_SETTING, add_shared_arguments, positive, short_endings
-from adt_plugin.demo.evaluate import SAMPLER_STEPS
+from adt_plugin.demo.cli import add_shared_arguments, duration, positive, short_endings
+from adt_plugin.demo.evaluate import Evaluator
 from adt_plugin.demo.finetune import Budget
-from adt_plugin.demo.pictures import Curve
 from adt_plugin.demo.progress import Bar
-from adt_plugin.demo.study import Setting, Study, open_study, scoring_work, tuning_work
-from adt_plugin.demo.variants import Variant, hurried
-from benchmarks import DOCUMENTS, tradeoff
-from benchmarks.ablations import (
-    ABLATIONS,
-    ADT,
-    ALL_SAMPLERS,
-    BASE,
-    COST_CANDIDATES,
-    DIFFUSION,
-    FAST_DIFFUSION,
-    FROZEN_HEADS,
-    SLOW_DIFFUSION,
-    SPARSE_ADT,
-)
+from adt_plugin.demo.study import Setting, Study, open_study
+from adt_plugin.demo.variants import ADT, BASE, Variant, hurried
+from benchmarks import DOCUMENTS
+from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PLAIN_TRIALS, SHIPPED_TRIALS, without_average
+from benchmarks.intervals import Interval, bootstrap, paired_change, sign_flip_test
 from benchmarks.store import CellStore
 
-CURVE_SECONDS = (11.0, 22.0, 45.0)
-NOISE_SEED = 2  # not the demo's, which people look at while they change things
-
-COST = "Cost"
-"""Title of the table from which the defaults of `--adt_every`, `--adt_steps` and `--adt_grad_steps` are chosen."""
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A budget as data: optimizer steps or seconds."""
-
-    steps: int | None = None
-    seconds: float | None = None
-
-    def __str__(self) -> str:
-        return f"{self.seconds:g} s" if self.seconds is not None else f"{self.steps} steps"
-
-    def budget(self) -> Budget:
-        """A fresh budget, its clock not yet started."""
-        return Budget(self.steps, self.seconds)
+STEPS = (3, 5, 10, 20)
+JUDGED = (5, 10, 20)
+"""Numbers of sampler steps whose distances choose between trials."""
+NOISES = (11, 12, 13)
+FIGURES = ("fd", "kid", "pixel_fd", "precision", "recall", "well_formed", "novelty", "detectability")
+PLAIN, FROZEN = "plain", "frozen heads"
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of a table: a variant, how long it is tuned, and its name in the table."""
+class Plan:
+    """How long and how often.
 
-    name: str
-    variant: Variant
-    limit: Limit
+    Attributes:
+        seconds: of processor time, one thread, for every run alike; the discriminator's warm-up is part of it.
+        seeds: of the runs on the held-out split.
+        samples: for each evaluation.
+        base: number of the shipped denoiser that all runs start from.
+        ablations: whether they are run too, on validation.
+    """
 
-    @property
-    def label(self) -> str:
-        """Begins the names of its cells' files."""
-        return re.sub(r"[^a-z0-9.]+", "-", f"{self.variant.name} {self.limit}".lower())
-
-
-@dataclass(frozen=True)
-class Section:
-    """A table of the benchmark, and what it is there to show."""
-
-    title: str
-    text: str
-    rows: tuple[Row, ...]
-    samplers: tuple[str, ...] = ("ddim",)
+    seconds: float = 60.0
+    seeds: int = 5
+    samples: int = 800
+    base: int = 0
+    ablations: bool = False
+    quick: bool = False
 
 
-def benchmark(steps: int, seconds: float, curve: tuple[float, ...]) -> tuple[Section, ...]:
-    """All tables of the benchmark."""
-    by_steps, by_time = Limit(steps=steps), Limit(seconds=seconds)
-    compared = (BASE, SLOW_DIFFUSION, DIFFUSION, FAST_DIFFUSION, FROZEN_HEADS, ADT)
-    timed = (BASE, DIFFUSION, FAST_DIFFUSION, FROZEN_HEADS, SPARSE_ADT, ADT)
-    over_time = [
-        Row(f"{v.name}, {limit:g} s", v, Limit(seconds=limit)) for v in (DIFFUSION, FAST_DIFFUSION, ADT) for limit in curve
-    ]
-    return (
-        Section("Equal optimizer steps", "What a step with an adversarial turn buys.", _rows(compared, by_steps), ALL_SAMPLERS),
-        Section("Equal wall time", "What a second buys: a step with a turn costs several without.", _rows(timed, by_time)),
-        Section(
-            "Distance against wall time", "Every row is a run of its own, with the learning rate's decay.", tuple(over_time)
-        ),
-        Section("Ablations", "Each row changes one thing of ADT.", _rows((ADT, *ABLATIONS), by_steps)),
-        Section(
-            COST,
-            "Less work per optimizer step. Beside each row stands what such turns cost in the run of a Stable Diffusion 1.5 "
-            "LoRA of 2000 steps at 512 pixels, counted; a crop is half the image's side in both.",
-            _rows((BASE, *COST_CANDIDATES), by_steps),
-        ),
-    )
+class Bench:
+    """One pass over the benchmark: measures what the store does not hold."""
 
+    def __init__(self, plan: Plan, folder: Path, bar: Bar) -> None:
+        self.plan, self.folder, self.bar = plan, folder, bar
+        self.store = CellStore(folder / "cells.json", f"base {plan.base}")
+        chosen_on = Setting(plan.base, "validation", plan.samples, 5, STEPS, ())
+        reported_on = [replace(chosen_on, split="heldout", noise_seed=noise, detect=(5, 10)) for noise in NOISES]
+        self.validation, *self.heldout = (open_study(setting) for setting in (chosen_on, *reported_on))
 
-def _rows(variants: tuple[Variant, ...], limit: Limit) -> tuple[Row, ...]:
-    return tuple(Row(variant.name, variant, limit) for variant in variants)
+    def cell(self, variant: Variant, seed: int, studies: Sequence[Study]) -> list[Cell]:
+        """Tune once and score with every study; from the store where it is there."""
+        split, plan = studies[0].setting.split, self.plan
+        variant = hurried(variant) if plan.quick else variant
+        settings = ([study.setting for study in studies], variant, plan.seconds, seed)
 
+        def measured() -> dict[str, Any]:
+            tuned = studies[0].tune(variant.plan, Budget(seconds=plan.seconds, cpu_time=True), seed)
+            return {"cells": [asdict(study.score(variant, tuned, seed)) for study in studies]}
 
-def hurried_sections(tables: tuple[Section, ...]) -> tuple[Section, ...]:
-    """The same with hardly any warm-up: for runs that only show that everything works."""
-    return tuple(
-        replace(table, rows=tuple(replace(row, variant=hurried(row.variant)) for row in table.rows)) for table in tables
-    )
+        self.bar.name(f"{split}: {variant.name}, seed {seed}")
+        found, _ = self.store.get_or_run(f"{split}: {variant.name}, seed {seed}", settings, measured)
+        self.bar.advance(plan.seconds)
+        return [Cell.from_json(json.dumps(cell)) for cell in found["cells"]]
 
+    def trial(self, variant: Variant) -> Cell:
+        """One run on validation."""
+        return self.cell(variant, 0, [self.validation])[0]
 
-@dataclass(frozen=True)
-class BenchOptions:
-    """What the command line sets; `sections` is what will be run, from `benchmark`."""
+    def best(self, trials: Sequence[Variant]) -> tuple[Variant, list[Cell]]:
+        """Run all trials, and the best once more without an average of the weights; return the best of all."""
+        cells = [self.trial(variant) for variant in trials]
+        best = trials[min(range(len(trials)), key=lambda i: merit(cells[i]))]
+        raw = without_average(best)
+        cells.append(self.trial(raw))
+        return [*trials, raw][min(range(len(cells)), key=lambda i: merit(cells[i]))], cells
 
-    out: Path
-    cache: Path
-    sections: tuple[Section, ...]
-    seeds: int = 3
-    setting: Setting = Setting()
-
-    def jobs(self) -> Iterator[tuple[Section, Row, int]]:
-        """What is to be run, in order. The base is the same for every seed."""
-        for section in self.sections:
-            for row in section.rows:
-                for seed in range(self.seeds if row.variant.plan else 1):
-                    yield section, row, seed
-
-
-@dataclass
-class BenchResults:
-    """The finished cells by section."""
-
-    options: BenchOptions
-    cells: dict[str, list[Cell]] = field(default_factory=dict)
-
-    def add(self, section: Section, cell: Cell) -> None:
-        """Take in a finished cell and write everything anew."""
-        self.cells.setdefault(section.title, []).append(cell)
-        self.write()
-
-    def write(self) -> None:
-        """`benchmark.md` and `benchmark.json`, of what is finished so far."""
-        write_atomically(self.options.out / "benchmark.md", "\n\n".join(self.paragraphs()) + "\n")
-        report.write_json(self.options.out / "benchmark.json", self.options.setting, self.cells)
-
-    def paragraphs(self) -> Iterator[str]:
-        """The Markdown report."""
-        setting = self.options.setting
-        yield "# Benchmark of the miniature"
-        yield (
-            f"Written by `python -m benchmarks.miniature` in `tests/`. FD is the Fréchet distance to the {setting.split} "
-            f"digits (lower is better) of {setting.samples} samples from white noise, the same noise for every run. "
-            f"Figures are mean ± standard deviation over seeds. "
-            f"Tuning times are wall time on {setting.threads} thread(s), without pretraining and evaluation."
-        )
-        for section in self.options.sections:
-            if section.title in self.cells:
-                yield from self._section(section, report.grouped(self.cells[section.title]))
-
-    def _section(self, section: Section, groups: report.Groups) -> Iterator[str]:
-        yield f"## {section.title}\n\n{section.text}"
-        for sampler in section.samplers:
-            shown = {name: cells for name, cells in groups.items() if sampler in cells[0].scores}
-            if shown and len(section.samplers) > 1:
-                yield f"### Sampled with {sampler}"
-            if shown:
-                yield report.comparison(shown, sampler)
-        rivals = [name for name in groups if name == BASE.name or name.startswith("diffusion only")]
-        if ADT.name in groups and rivals:
-            yield gain(groups, ADT.name, rivals)
-        if section.title == COST:
-            yield tradeoff.tradeoff_table([row.variant for row in section.rows], groups)
-
-
-def run_bench(results: BenchResults) -> None:
-    """Run what is not yet in the store of `options.out`, and write tables, JSON and the picture."""
-    options = results.options
-    store = CellStore(options.out / "cells" / "cells.json")
-    with Bar(bench_work(options)) as bar:
-        bar.name("pretraining, kept for next time")
-        study = open_study(options.setting, options.cache, bar.advance)
-        for section, row, seed in options.jobs():
-            bar.name(f"{row.variant.name}, {row.limit}, seed {seed}")
-            results.add(section, cell_of(study, store, row, seed))
-    draw_over_time(results)
-    draw_cost(results)
-
-
-def cell_of(study: Study, store: CellStore, row: Row, seed: int) -> Cell:
-    """The cell of a row and a seed, from the store or measured now."""
-
-    def measured() -> dict[str, Any]:
-        return asdict(study.score(row.variant, study.tune(row.variant.plan, row.limit.budget(), seed), seed))
-
-    found, fresh = store.get_or_run(f"{row.label}-seed{seed}", (study.setting, row.variant, row.limit, seed), measured)
-    if not fresh:
-        study.progress(row_work(study.setting, row))
-    return replace(Cell.from_json(json.dumps(found)), run=row.name)
-
-
-def row_work(setting: Setting, row: Row) -> float:
-    """What one seed of a row will cost, in diffusion steps, roughly."""
-    return tuning_work(row.variant.plan, row.limit.budget()) + scoring_work(setting, row.variant)
-
-
-def bench_work(options: BenchOptions) -> float:
-    """Of the whole benchmark from nothing, in diffusion steps, roughly."""
-    return options.setting.recipe.work + sum(row_work(options.setting, row) for _, row, _ in options.jobs())
-
-
-def draw_over_time(results: BenchResults) -> None:
-    """`wall-time.png`: distance against wall time from the section of that name, one panel per number of sampler steps."""
-    section = next((section for section in results.options.sections if section.title == "Distance against wall time"), None)
-    if section is None:
-        return
-    groups = report.grouped(results.cells[section.title])
-    names = dict.fromkeys(row.variant.name for row in section.rows)
-    panels = {
-        (f"at {steps} sampler steps", "seconds of tuning"): {
-            name: _curves([groups[row.name] for row in section.rows if row.variant.name == name], steps) for name in names
+    def run(self) -> dict[str, Any]:
+        """Measure everything, and return it as JSON values."""
+        trials, finalists = {}, {"base": BASE}
+        for name, variants in ((PLAIN, PLAIN_TRIALS), (FROZEN, FROZEN_TRIALS), ("ADT", SHIPPED_TRIALS)):
+            finalists[name], trials[name] = self.best(variants)
+        if self.plan.ablations:
+            trials["ablations"] = [self.trial(variant) for variant in ABLATIONS]
+        results: dict[str, list[list[Cell]]] = {}
+        for name, variant in finalists.items():
+            results[name] = [self.cell(variant, seed, self.heldout) for seed in range(self.plan.seeds if variant.plan else 1)]
+        bounds = [reference_scores(study) for study in self.heldout[:1]]
+        return {
+            "plan": asdict(self.plan),
+            "machine": report.machine(),
+            "as it ships": asdict(ADT.plan.adt) if ADT.plan and ADT.plan.adt else None,
+            "finalists": {name: variant.name for name, variant in finalists.items()},
+            "trials": {name: [asdict(cell) for cell in cells] for name, cells in trials.items()},
+            "heldout": {name: [[asdict(cell) for cell in noises] for noises in runs] for name, runs in results.items()},
+            "training images": bounds[0],
         }
-        for steps in SAMPLER_STEPS
-    }
-    pictures.curves(results.options.out / "wall-time.png", panels)
 
 
-def draw_cost(results: BenchResults) -> None:
-    """`cost-curve.png`: distance against counted cost, if that table is among the sections."""
-    for section in results.options.sections:
-        if section.title == COST:
-            variants = [row.variant for row in section.rows if row.variant.plan]
-            tradeoff.draw_tradeoff(
-                results.options.out / "cost-curve.png", variants, report.grouped(results.cells[section.title])
+def merit(cell: Cell) -> float:
+    """Return the mean logarithm of the distances at 5, 10 and 20 sampler steps; lower is better."""
+    return statistics.fmean(log(cell.scores["ddim"][n].fd) for n in JUDGED)
+
+
+def reference_scores(study: Study) -> dict[str, Any]:
+    """Score training images as if they had been generated: what no tuning can beat but by memorising."""
+    evaluator: Evaluator = study.evaluator
+    count = min(len(study.train), len(evaluator.noise))
+    return evaluator.score(study.train.images[:count], study.train.labels[:count], detect=True).as_dict()
+
+
+def values(results: dict[str, Any], run: str, figure: str, steps: int) -> list[float]:
+    """Return a figure of a run on the held-out split: one value per seed, the mean over the evaluation noises."""
+    found = []
+    for noises in results["heldout"][run]:
+        cells = [Cell.from_json(json.dumps(cell)).scores["ddim"][steps] for cell in noises]
+        if all(getattr(scores, figure) is not None for scores in cells):
+            found.append(statistics.fmean(getattr(scores, figure) for scores in cells))
+    return found
+
+
+def paragraphs(results: dict[str, Any]) -> Iterator[str]:
+    """The page `miniature.md`, from the JSON alone."""
+    plan = results["plan"]
+    yield "# The miniature, from the plateau"
+    yield (
+        f"Written by `python -m benchmarks.miniature` in `tests/` from [miniature.json](miniature.json). Every run had "
+        f"{plan['seconds']:g} seconds of processor time on one thread, warm-up included. Figures are means over "
+        f"{plan['seeds']} seeds (each the mean over {len(NOISES)} evaluation noises of {plan['samples']} samples), with their "
+        "95 % bootstrap interval; held-out split, which has chosen nothing. DDIM, leading."
+    )
+    for steps in STEPS:
+        yield f"## {steps} sampler steps"
+        shown = [figure for figure in FIGURES if values(results, "ADT", figure, steps)]
+        rows = [[run, *(cell_text(values(results, run, figure, steps)) for figure in shown)] for run in results["heldout"]]
+        rows.append(["training images", *(f"{results['training images'][figure]:.3g}" for figure in shown)])
+        yield report.table(["run", *shown], rows)
+    yield "## ADT against the others\n\nPaired over seeds: change of the Fréchet distance, and the exact sign-flip test's p."
+    yield report.table(["against", *(f"{n} steps" for n in STEPS)], list(changes(results)))
+    yield "## Trials\n\nOne run each on the validation split; the best of each group went on."
+    for name, cells in results["trials"].items():
+        found = [Cell.from_json(json.dumps(cell)) for cell in cells]
+        head = [name, *(f"FD@{n}" for n in STEPS), *(f"well-formed@{n}" for n in JUDGED), "recall@10", "pixel FD@10", "steps"]
+        yield report.table(head, [trial_row(cell) for cell in found])
+
+
+def trial_row(cell: Cell) -> list[str]:
+    """One trial's figures."""
+    scores = cell.scores["ddim"]
+    return [
+        cell.run,
+        *(f"{scores[n].fd:.2f}" for n in STEPS),
+        *(f"{scores[n].well_formed:.3f}" for n in JUDGED),
+        f"{scores[10].recall:.3f}",
+        f"{scores[10].pixel_fd:.2f}",
+        str(cell.steps),
+    ]
+
+
+def cell_text(found: Sequence[float]) -> str:
+    """Format a mean with its interval."""
+    interval: Interval = bootstrap(found)
+    if len(found) == 1:
+        return f"{interval.mean:.3g}"
+    return f"{interval.mean:.3g} ({interval.low:.3g} to {interval.high:.3g})"
+
+
+def changes(results: dict[str, Any]) -> Iterator[list[str]]:
+    """Rows: ADT's distance against each other run's."""
+    for other in ("base", PLAIN, FROZEN):
+        row = [other]
+        for steps in STEPS:
+            ours, theirs = values(results, "ADT", "fd", steps), values(results, other, "fd", steps)
+            theirs = theirs * len(ours) if len(theirs) == 1 else theirs
+            change = paired_change(ours, theirs)
+            row.append(
+                f"{change.mean:+.0f} % ({change.low:+.0f} to {change.high:+.0f}), p = {sign_flip_test(ours, theirs):.3f}"
             )
+        yield row
 
 
-def _curves(points: list[list[Cell]], steps: int) -> list[Curve]:
-    """One curve per seed through the cells of successive limits."""
-    return [[(cell.seconds, cell.scores["ddim"][steps].fd) for cell in seeds] for seeds in zip(*points, strict=True)]
+def draw_curves(results: dict[str, Any], path: Path) -> None:
+    """Distance and well-formed share against the number of sampler steps, a band over seeds."""
+    panels = {}
+    for figure, title in (("fd", "Fréchet distance"), ("well_formed", "well-formed share")):
+        lines = {}
+        for run, seeds in results["heldout"].items():
+            by_seed = zip(*(values(results, run, figure, steps) for steps in STEPS), strict=True)
+            lines[run] = [list(zip(map(float, STEPS), seed, strict=True)) for seed in by_seed]
+            assert len(lines[run]) == len(seeds)
+        panels[(title, "sampler steps")] = lines
+    pictures.curves(path, panels)
 
 
-def gain(groups: report.Groups, name: str, rivals: Sequence[str]) -> str:
-    """Say how much lower `name`'s mean distances are than the best rival's, column by column, and its recall."""
-    parts = []
-    for steps in SAMPLER_STEPS:
-        best = min(report.mean(groups[rival], "fd", steps) for rival in rivals)
-        change = 100 * (report.mean(groups[name], "fd", steps) / best - 1)
-        recall = report.mean(groups[name], "recall", steps) - max(
-            report.mean(groups[rival], "recall", steps) for rival in rivals
-        )
-        parts.append(f"{change:+.0f} % (recall {recall:+.3f}) at {steps} steps")
-    return f"{name} against the best of {len(rivals)} others in each column: FD {', '.join(parts)}."
+def write(results: dict[str, Any], folder: Path) -> None:
+    """Write `miniature.json`, `miniature.md` and `miniature.png`."""
+    write_atomically(folder / "miniature.json", json.dumps(results, indent=1) + "\n")
+    write_atomically(folder / "miniature.md", "\n\n".join(paragraphs(results)) + "\n")
+    draw_curves(results, folder / "miniature.png")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -267,35 +225,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 2 for wrong options, 130 after Ctrl-C, 1 with one line where an extra is not installed.
     """
     given = _parser().parse_args(argv)
-    with short_endings(given.out):
-        run_bench(BenchResults(_options(given)))
-    print(f"Written: benchmark.md, benchmark.json and its pictures in {given.out.resolve()}")
-
-
-def _options(given: argparse.Namespace) -> BenchOptions:
+    plan = Plan(given.seconds, given.seeds, base=given.base, ablations=given.ablations)
     if given.quick:
-        tables = hurried_sections(benchmark(steps=4, seconds=0.2, curve=(0.1, 0.2)))
-    else:
-        tables = benchmark(given.steps, given.seconds, CURVE_SECONDS)
-    tables = tuple(table for table in tables if given.only in (None, table.title.lower()))
-    setting = QUICK_SETTING if given.quick else Setting()
-    setting = replace(setting, split=given.split, threads=given.threads, noise_seed=NOISE_SEED)
-    return BenchOptions(given.out, given.cache, tables, given.seeds, setting)
+        plan = replace(plan, seconds=0.5, seeds=2, samples=40, quick=True)
+    with short_endings(given.out), Bar(0) as bar:
+        write(Bench(plan, given.out, bar).run(), given.out)
+    print(f"Written: miniature.md, miniature.json and miniature.png in {given.out.resolve()}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.miniature", description="The miniature's benchmark: seeds, ablations, wall time. Resumable."
-    )
-    parser.add_argument("--seeds", type=positive, default=3, help="fine-tunes of each kind (default: 3)")
-    parser.add_argument("--steps", type=positive, default=300, help="optimizer steps at equal steps (default: 300)")
-    parser.add_argument("--seconds", type=float, default=45.0, help="seconds of tuning at equal wall time (default: 45)")
-    parser.add_argument("--out", type=Path, default=DOCUMENTS, help="folder for tables (default: docs/benchmarks)")
-    parser.add_argument(
-        "--split", choices=("heldout", "validation"), default="heldout", help="validation to choose settings (default: heldout)"
-    )
-    titles = [table.title.lower() for table in benchmark(1, 1.0, CURVE_SECONDS)]
-    parser.add_argument("--only", choices=titles, help="one table instead of all")
+    parser = argparse.ArgumentParser("python -m benchmarks.miniature", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seconds", type=duration, default=Plan.seconds, help="of every run (default: 60)")
+    parser.add_argument("--seeds", type=positive, default=Plan.seeds, help="runs of each finalist (default: 5)")
+    parser.add_argument("--base", type=int, default=0, help="number of the shipped denoiser (default: 0)")
+    parser.add_argument("--ablations", action="store_true", help="run the ablations too")
+    parser.add_argument("--out", type=Path, default=DOCUMENTS, help="folder (default: docs/benchmarks)")
     add_shared_arguments(parser)
     return parser
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.stages import decode_generated, decode_real, discriminator_gradients, score_generated
+from adt_plugin.core.stages import decode_generated, decode_real, score_generated
 from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.cost.measure import Measured, peak_bytes
-from adt_plugin.cost.workbench import LOSS, Workbench
+from adt_plugin.cost.workbench import Workbench
 
 
 def measure_one_graph(bench: Workbench, watch: Stopwatch, config: ADTConfig, start: int) -> Measured:
@@ -37,5 +37,5 @@ def one_graph_turn(bench: Workbench, config: ADTConfig, start: int) -> None:
             latents = sampler.step(output, timestep, latents)
     generated = decode_generated(bench.decoder, latents, bench.crop, with_graph=True)
     features = bench.discriminator.pair_features(generated, decode_real(bench.decoder, bench.clean, bench.crop))
-    score_generated(bench.discriminator, features, LOSS, with_graph=True)[1].backward()
-    discriminator_gradients(bench.discriminator, features.detached(), LOSS)
+    score_generated(bench.discriminator, features, bench.loss, with_graph=True)[1].backward()
+    bench.train_heads(features.detached())

@@ -17,19 +17,11 @@ from adt_plugin.demo.diffusion import alphas_cumprod
 from adt_plugin.demo.finetune import STRATEGIES, build_turn, tunable_copy
 from adt_plugin.demo.models import UNet
 from adt_plugin.demo.study import Study
-from adt_plugin.demo.variants import REFERENCE, changed, hurried
-from benchmarks.ablations import (
-    ABLATIONS,
-    ADT,
-    BASE,
-    DIFFUSION,
-    FAST_DIFFUSION,
-    FROZEN_HEADS,
-    SLOW_DIFFUSION,
-    SPARSE_ADT,
-)
+from adt_plugin.demo.variants import ADT, BASE, PLAIN, changed, hurried
+from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PLAIN_TRIALS, SHIPPED_TRIALS, without_average
 
-EVERYTHING = (BASE, SLOW_DIFFUSION, DIFFUSION, FAST_DIFFUSION, FROZEN_HEADS, SPARSE_ADT, ADT, *ABLATIONS)
+TRIALS = (*PLAIN_TRIALS, *FROZEN_TRIALS, *SHIPPED_TRIALS)
+EVERYTHING = (BASE, ADT, *TRIALS, *map(without_average, TRIALS), *ABLATIONS)
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -46,15 +38,15 @@ def test_names_are_unique():
     assert len({variant.name for variant in EVERYTHING}) == len(EVERYTHING)
 
 
-@pytest.mark.parametrize("variant", [*ABLATIONS, FROZEN_HEADS], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", [*ABLATIONS, *FROZEN_TRIALS], ids=lambda variant: variant.name)
 def test_every_ablation_changes_something(variant):
-    assert variant.plan != REFERENCE
+    assert variant.plan != ADT.plan
 
 
 def test_a_hurried_variant_has_next_to_no_warm_up_and_is_otherwise_the_same():
     assert hurried(ADT).plan.adt == changed({"warmup": 2}).adt
     assert hurried(BASE) is BASE
-    assert hurried(DIFFUSION) is DIFFUSION
+    assert hurried(PLAIN) is PLAIN
 
 
 def test_white_noise_starts_know_nothing_of_their_partner(tiny_study: Study):

@@ -84,9 +84,9 @@ def untouched(clone: Path) -> bool:
     return [path.relative_to(clone).as_posix() for path in clone.rglob("*")] == ["docs", "docs/benchmarks"]
 
 
-def test_the_demo_writes_into_its_folder_alone(docs: Path, tmp_path: Path, tiny_setting, tiny_cache, monkeypatch) -> None:
+def test_the_demo_writes_into_its_folder_alone(docs: Path, tmp_path: Path, tiny_setting, monkeypatch) -> None:
     monkeypatch.setattr("adt_plugin.demo.cli.QUICK_SETTING", tiny_setting)
-    demo_main(["--quick", "--steps", "1", "--cache", str(tiny_cache), "--out", str(tmp_path / "out")])
+    demo_main(["--quick", "--seconds", "0.3", "--out", str(tmp_path / "out")])
     assert (tmp_path / "out" / "results.md").is_file() and untouched(docs)
 
 

@@ -13,8 +13,9 @@ import torch
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.demo.study import Setting
+from adt_plugin.demo.variants import ADT
 from benchmarks import cost_sweep
-from benchmarks.ablations import ABLATIONS, ADT, white_noise_start
+from benchmarks.ablations import ABLATIONS, white_noise_start
 from benchmarks.store import CellStore, Result, digest
 
 RESULT: Result = {"seconds": 12.5, "scores": [1.5, 0.9]}
@@ -97,7 +98,7 @@ def test_a_label_of_the_cost_sweep_stands_for_one_set_of_settings(device: str) -
 
 def test_a_changed_default_makes_a_cell_of_the_cost_sweep_unknown(tmp_path: Path) -> None:
     """A store that went by labels alone would return what an older default had cost."""
-    job = next(job for job in cost_sweep.jobs(cost_sweep.scale_of(torch.device("cpu"))) if job.config == ADTConfig())
+    job = next(job for job in cost_sweep.jobs(cost_sweep.scale_of(torch.device("cpu"))) if job.config.decode_crop)
     label, measurement = list(job.measurements.items())[-1]
     store = CellStore(tmp_path / "cost.json")
     store.get_or_run(label, cost_sweep.settings_of(job, measurement), lambda: RESULT)
@@ -106,6 +107,12 @@ def test_a_changed_default_makes_a_cell_of_the_cost_sweep_unknown(tmp_path: Path
     assert store.get(label, cost_sweep.settings_of(other, measurement)) is None
     longer = cost_sweep._turn(ADTConfig(steps=6), 3)
     assert store.get(label, cost_sweep.settings_of(job, longer)) is None
+
+
+def test_every_option_is_known_to_be_read_or_not() -> None:
+    """Whoever adds an option says whether what it costs has to be measured anew."""
+    names = [spec.name for spec in dataclasses.fields(ADTConfig)]
+    assert sorted((*cost_sweep.READ, *cost_sweep.UNREAD)) == sorted(names)
 
 
 def test_everything_in_the_published_store_was_measured_with_todays_settings() -> None:

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
 from adt_plugin.core.config import AUGMENTATIONS
 from adt_plugin.core.discriminator import Discriminator, FrozenBackbone
@@ -15,6 +16,7 @@ from adt_plugin.core.discriminator.discriminator import fitting_size
 from adt_plugin.core.discriminator.heads import Head, Standardize
 from adt_plugin.core.discriminator.losses import LOSSES
 from adt_plugin.core.discriminator.scores import SiameseScore, UnaryScore
+from adt_plugin.core.stages import discriminator_gradients
 from toys import ToyFeatures, toy_discriminator
 
 
@@ -63,11 +65,33 @@ def test_positive_pairs_start_at_a_score_of_zero() -> None:
 
 
 def test_both_scores_at_once_are_those_of_each_alone() -> None:
-    discriminator = toy_discriminator()
+    discriminator = toy_discriminator(augment=AUGMENTATIONS)
     features = discriminator.pair_features(images(4, seed=1), images(4, seed=2))
     real, gen = discriminator.scores(features)
-    torch.testing.assert_close(gen, discriminator.score_gen(features))
-    torch.testing.assert_close(real, discriminator.score.compare(*discriminator.embed(features.real_again, features.real)))
+    gen_embedding, real_embedding, again = discriminator.embed(features.gen, features.real, features.real_again)
+    torch.testing.assert_close(gen, discriminator.score.compare(gen_embedding, again))
+    torch.testing.assert_close(real, discriminator.score.compare(real_embedding, again))
+
+
+def test_the_generator_is_compared_under_one_augmentation_and_the_discriminator_learns_from_two() -> None:
+    discriminator = toy_discriminator(augment=AUGMENTATIONS)
+    discriminator.augment.noise = 0.1
+    same = images(4, seed=1)
+    features = discriminator.pair_features(same, same)
+    for gen, real, again in zip(features.gen, features.real, features.real_again, strict=True):
+        torch.testing.assert_close(gen, real)
+        assert not torch.allclose(real, again, atol=1e-3)
+
+
+def test_the_gradient_at_the_image_points_to_the_real_one() -> None:
+    """Under two shifts it mostly asks the image to move; the cosine then is about a tenth of this."""
+    discriminator = toy_discriminator(augment=("translation",))
+    real = images(16, seed=2)
+    gen = (real + 0.3 * images(16, seed=1)).requires_grad_(True)
+    discriminator.score_gen(discriminator.pair_features(gen, real)).sum().backward()
+    assert gen.grad is not None
+    cosine = torch.nn.functional.cosine_similarity(gen.grad.flatten(1), (real - gen.detach()).flatten(1)).mean()
+    assert cosine > 0.2
 
 
 def test_the_siamese_score_of_two_equal_images_is_the_highest_there_is() -> None:
@@ -120,14 +144,13 @@ def test_images_reach_the_backbone_at_the_configured_size() -> None:
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_the_generated_image_and_both_views_of_the_real_one_are_augmented_each_with_its_own_draw(name: str) -> None:
-    """Given one image as generated and as real: what the backbone sees are three pictures, none of them the image itself."""
+def test_the_generated_image_and_the_other_view_are_augmented_each_with_its_own_draw(name: str) -> None:
+    """Given one image as generated and as real: what the backbone sees are two pictures, neither of them the image itself."""
     discriminator, image = toy_discriminator(augment=(name,)), images(8, 32, 32)
     discriminator.augment = Augment([name], 14, discriminator.generator)
     unchanged = toy_discriminator(augment=()).pair_features(image, image).real[0]
     features = discriminator.pair_features(image, image)
-    seen = [unchanged, features.gen[0], features.real[0], features.real_again[0]]
-    for view, other in itertools.combinations(seen, 2):
+    for view, other in itertools.combinations([unchanged, features.gen[0], features.real_again[0]], 2):
         assert (view - other).abs().amax((1, 2, 3)).gt(1e-3).sum() > len(image) / 2
 
 
@@ -193,8 +216,59 @@ def test_hinge_is_two_at_chance_and_zero_beyond_the_margins() -> None:
     )
 
 
-def test_the_generator_wants_a_high_score() -> None:
-    assert float(LOSSES["hinge"].generator(torch.tensor([1.0, 3.0]))) == -2.0
+def test_the_relativistic_loss_sees_nothing_but_the_difference_of_the_two_pairs_of_one_image() -> None:
+    loss = LOSSES["relativistic"]
+    real, gen = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.5])
+    by_hand = (torch.log(1 + torch.exp(torch.tensor(-0.5))) + torch.log(1 + torch.exp(torch.tensor(2.5)))) / 2
+    torch.testing.assert_close(loss.discriminator(real, gen), by_hand)
+    torch.testing.assert_close(loss.discriminator(real + 7, gen + 7), by_hand)
+    assert not loss.is_won(float(loss.discriminator(torch.zeros(3), torch.zeros(3))))
+    assert loss.is_won(float(loss.discriminator(torch.full((3,), 6.0), torch.zeros(3))))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_generator_wants_a_high_score(name: str) -> None:
+    assert float(LOSSES[name].generator(torch.tensor([1.0, 3.0]))) == -2.0
+
+
+class Linear(nn.Module):
+    """Scores whose slope is known: a weighted sum of the first image's features."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope, self.heads = slope, nn.ModuleList()
+
+    def compare(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> torch.Tensor:
+        return self.slope * first[0].flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5, 3.0])
+def test_the_roughness_is_the_squared_slope_over_all_features(slope: float) -> None:
+    discriminator = toy_discriminator(augment=())
+    features = discriminator.pair_features(images(64, seed=1), images(64, seed=2))
+    heads, discriminator.score = discriminator.score.heads, Linear(slope)
+    for head in heads:
+        head.layers = nn.Identity()  # what is left standardises
+    discriminator.score.heads = heads
+    real, gen = discriminator.scores(features)
+    size = features.real[0][0].numel()
+    assert float(discriminator.roughness(features, real, gen)) == pytest.approx(2 * slope**2 * size, rel=0.3, abs=1e-9)
+
+
+def test_the_penalty_lowers_the_slope_of_the_scores() -> None:
+    """The same pairs, learnt with and without: both are told apart, one of them by a gentler score."""
+    slopes = {}
+    for penalty in (0.0, 1.0):
+        discriminator = toy_discriminator(augment=())
+        optimizer = torch.optim.Adam(discriminator.parameters(), lr=5e-3)
+        features = discriminator.pair_features(images(32, seed=1), images(32, seed=2))
+        for _ in range(40):
+            discriminator_gradients(discriminator, features, LOSSES["relativistic"], penalty)
+            optimizer.step()
+        real, gen = discriminator.scores(features)
+        assert (real > gen).all()
+        slopes[penalty] = float(discriminator.roughness(features, real, gen).detach())
+    assert slopes[1.0] < 0.5 * slopes[0.0]
 
 
 # Scores and heads, by hand

@@ -51,8 +51,8 @@ STEPS, BATCH = 3, 4
 
 
 def exact_turn(**options: object) -> AdversarialTurn:
-    """In float64 and without augmentation, so that the only draws are the path's and the noise."""
-    turn = toy_turn(**{"steps": 4, "start_min": 0.5} | options)
+    """In float64, without augmentation, penalty and history, so that the only draws are the path's and the noise."""
+    turn = toy_turn(**{"steps": 4, "start_min": 0.5, "disc_penalty": 0.0, "disc_steps": 1} | options)
     turn.discriminator.double().augment.chosen = []
     return turn
 
@@ -172,7 +172,16 @@ def draw(rank: int) -> dict[str, Any]:
         return clean
 
     turn.noised_start, turn.unroll = note, lambda denoiser, sampler, latents, *rest: Unroll(latents, [])
-    scores = [turn(ToyDenoiser(), toy_latents()).scores for _ in range(3)]
+    score, scores = turn.discriminator.scores, []
+
+    def note_scores(features: Any) -> tuple[Tensor, Tensor]:
+        real, gen = score(features)
+        scores.append(gen.detach())
+        return real, gen
+
+    turn.discriminator.scores = note_scores
+    for _ in range(3):
+        turn(ToyDenoiser(), toy_latents())
     return {"noise": torch.stack(drawn), "scores": torch.stack(scores), "path": turn.path_generator.get_state()}
 
 

@@ -161,7 +161,7 @@ def test_a_warmup_is_no_lost_game(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_discriminator_that_really_has_won_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    turn, net, watch = toy_turn(weight=0.0, disc_lr=0.01), ToyDenoiser(), Health(0)
+    turn, net, watch = toy_turn(weight=0.0, disc_lr=0.01, disc_penalty=0.0), ToyDenoiser(), Health(0)
     turn.decode = lambda latents: toy_decode(latents) if is_real(latents) else torch.ones_like(toy_decode(latents))
     with caplog.at_level(logging.WARNING):
         for report in turns(turn, net, 3 * health.PATIENCE):

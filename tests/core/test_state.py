@@ -75,7 +75,7 @@ def test_a_state_holds_every_part_and_the_manifest_says_whose_it_is(tmp_path: Pa
     state.write(state.capture(loop.turn, loop.turn.config, 3), tmp_path)
     saved = load_file(tmp_path / state.TENSORS)
     prefixes = {name.split(".")[0] + "." for name in saved}
-    assert prefixes == {state.HEADS, state.MOMENTS, state.BALANCE, state.GENERATORS}
+    assert prefixes == {state.HEADS, state.MOMENTS, state.BALANCE, state.GENERATORS, state.HISTORY}
     manifest = json.loads((tmp_path / state.MANIFEST).read_text())
     assert (manifest["turns"], manifest["step"], manifest["backbone"]) == (3, 3, "facebook/dinov2-base")
     assert sorted(path.name for path in tmp_path.iterdir()) == [state.MANIFEST, state.TENSORS]

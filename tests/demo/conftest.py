@@ -1,3 +1,3 @@
 """The miniature at its smallest."""
 
-from tiny_demo import threads_restored, tiny_cache, tiny_setting, tiny_study  # noqa: F401
+from tiny_demo import threads_restored, tiny_setting, tiny_study  # noqa: F401

@@ -11,7 +11,7 @@ import pytest
 from adt_plugin.demo import cli
 from adt_plugin.demo.cli import demo_main
 from adt_plugin.demo.study import Setting
-from adt_plugin.demo.variants import DIFFUSION
+from adt_plugin.demo.variants import PLAIN
 from tiny_demo import stop_after
 
 PNG = b"\x89PNG"
@@ -24,11 +24,11 @@ def _tiny(monkeypatch: pytest.MonkeyPatch, tiny_setting: Setting):
 
 
 @pytest.fixture
-def demo(tiny_cache: Path, tmp_path: Path):
-    """Runs the demo with the tiny base and returns the folder it wrote."""
+def demo(tmp_path: Path):
+    """Runs the demo for an instant and returns the folder it wrote."""
 
     def run(*arguments: str) -> Path:
-        demo_main(["--quick", "--steps", "2", "--cache", str(tiny_cache), "--out", str(tmp_path / "out"), *arguments])
+        demo_main(["--quick", "--seconds", "2", "--out", str(tmp_path / "out"), *arguments])
         return tmp_path / "out"
 
     return run
@@ -38,11 +38,11 @@ def test_the_demo_writes_table_numbers_and_pictures(demo, capsys: pytest.Capture
     out = demo()
     printed = capsys.readouterr().out
     rows = [line.split("|")[1].strip() for line in (out / "results.md").read_text(encoding="utf-8").splitlines()[2:]]
-    assert rows == ["base", DIFFUSION.name, "ADT"]
+    assert rows == ["base", PLAIN.name, "ADT"]
     assert (out / "results.md").read_text(encoding="utf-8") in printed
     assert str(out) in printed and "figures mean nothing" in printed
     cells = json.loads((out / "results.json").read_text(encoding="utf-8"))["sections"]["demo"]
-    assert [cell["steps"] for cell in cells] == [0, 2, 2]
+    assert cells[0]["steps"] == 0 and min(cell["steps"] for cell in cells[1:]) > 0
     assert cells[0]["seconds"] == 0 and cells[2]["seconds"] > 0
     assert (out / "samples.png").read_bytes().startswith(PNG) and (out / "curves.png").read_bytes().startswith(PNG)
 
@@ -51,9 +51,9 @@ def test_the_demo_takes_several_seeds_on_one_base(demo):
     cells = json.loads((demo("--seeds", "2") / "results.json").read_text(encoding="utf-8"))["sections"]["demo"]
     assert [(cell["run"], cell["seed"]) for cell in cells] == [
         ("base", 0),
-        (DIFFUSION.name, 0),
+        (PLAIN.name, 0),
         ("ADT", 0),
-        (DIFFUSION.name, 1),
+        (PLAIN.name, 1),
         ("ADT", 1),
     ]
 
@@ -67,10 +67,10 @@ def test_ctrl_c_leaves_what_was_finished(
     assert stopped.value.code == 130
     assert "Interrupted" in capsys.readouterr().out
     table = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
-    assert "base" in table and DIFFUSION.name in table and "ADT" not in table
+    assert "base" in table and PLAIN.name in table and "ADT" not in table
 
 
-@pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--steps", "-1"], ["--nonsense"]])
+@pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--seconds", "-1"], ["--nonsense"]])
 def test_wrong_options_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:
         demo_main(arguments)

@@ -34,13 +34,13 @@ def test_the_schedule_is_stable_diffusions():
 
 def test_noising_is_the_schedulers():
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    latents, noise, timesteps = normal(3, 4, 8, 8), normal(3, 4, 8, 8).flip(0), torch.tensor([0, 500, 999])
+    latents, noise, timesteps = normal(3, 4, 14, 14), normal(3, 4, 14, 14).flip(0), torch.tensor([0, 500, 999])
     torch.testing.assert_close(add_noise(latents, noise, timesteps), scheduler.add_noise(latents, noise, timesteps))
 
 
 def test_a_training_pair_is_drawn_from_the_generator_alone():
     before = torch.get_rng_state()
-    first, second = (diffusion_pair(normal(4, 4, 8, 8), torch.Generator().manual_seed(1)) for _ in range(2))
+    first, second = (diffusion_pair(normal(4, 4, 14, 14), torch.Generator().manual_seed(1)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -48,7 +48,7 @@ def test_a_training_pair_is_drawn_from_the_generator_alone():
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "dpm++"])
 @pytest.mark.parametrize("steps", [1, 5, 20])
 def test_a_perfect_denoiser_is_sampled_to_its_image(sampler: str, steps: int):
-    clean = normal(1, 4, 8, 8).clamp(-0.9, 0.9)
+    clean = normal(1, 4, 14, 14).clamp(-0.9, 0.9)
     noise, labels = evaluation_noise(6, seed=3)
     images = sample(Oracle(clean), noise, labels, steps, sampler)
     # The grid's last timestep is 1, where Euler and DPM++ leave the fraction sqrt(1 - alpha_bar) = 0.04 of nothing.

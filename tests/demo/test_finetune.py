@@ -13,11 +13,10 @@ from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.demo.data import load_splits
 from adt_plugin.demo.finetune import Budget, Plan, build_turn, finetune, tunable_copy
 from adt_plugin.demo.study import Study
-from adt_plugin.demo.variants import REFERENCE
+from adt_plugin.demo.variants import SHIPPED
 from benchmarks.ablations import FROZEN
 
-assert REFERENCE.adt is not None
-SHORT = replace(REFERENCE, adt=replace(REFERENCE.adt, warmup=2))
+SHORT = Plan(adt=replace(SHIPPED, warmup=2, every=1))
 
 
 def counted(turn: AdversarialTurn) -> list[TurnReport]:
@@ -89,6 +88,18 @@ def test_the_warm_up_comes_before_the_first_optimizer_step(tiny_study: Study):
     reports = counted(turn)
     finetune(tunable_copy(tiny_study.base.unet), tiny_study.train, plan, Budget(steps=3), turn, 0)
     assert [report.warmup for report in reports] == [True, True, False, False, False]
+
+
+def test_an_average_of_the_weights_lies_between_start_and_end(tiny_study: Study):
+    start, end = weights(tiny_study.base.unet), tuned(tiny_study, Plan(lr=1e-3), steps=4)
+    averaged = tuned(tiny_study, Plan(lr=1e-3, ema=0.9), steps=4)
+    assert 0 < (averaged - start).norm() < (end - start).norm()
+
+
+def test_seconds_can_be_those_of_the_processor(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("time.process_time", iter([100.0, 103.0]).__next__)
+    assert (budget := Budget(seconds=6, cpu_time=True)).elapsed == 0.0
+    assert budget.progress == 0.5
 
 
 def test_a_turn_every_second_step(tiny_study: Study):

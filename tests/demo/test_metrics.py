@@ -8,7 +8,15 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-from adt_plugin.demo.metrics import ImageSet, frechet_distance, gaussian_distance, precision_recall, score
+from adt_plugin.demo.metrics import (
+    coverage,
+    detectability,
+    frechet_distance,
+    gaussian_distance,
+    kernel_distance,
+    nearest_distance,
+    precision_recall,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -119,12 +127,40 @@ def test_too_few_samples_for_the_neighbours_are_refused():
         precision_recall(normal(3, 2), normal(9, 2))
 
 
-def test_scores_average_precision_and_recall_over_chunks_of_equal_size():
+def test_coverage_averages_over_chunks_of_equal_size():
     real, gen = normal(20, 2), normal(45, 2, seed=1) + 0.5
     chunks = [precision_recall(real, gen[:20]), precision_recall(real, gen[20:40])]  # five are left over
-    pixels = normal(20, 3), normal(45, 3, seed=2)
-    scores = score(ImageSet(real, pixels[0]), ImageSet(gen, pixels[1]))
-    assert scores.precision == pytest.approx((chunks[0][0] + chunks[1][0]) / 2)
-    assert scores.recall == pytest.approx((chunks[0][1] + chunks[1][1]) / 2)
-    assert scores.fd == pytest.approx(frechet_distance(real, gen))
-    assert scores.pixel_fd == pytest.approx(frechet_distance(*pixels))
+    precision, recall = coverage(real, gen)
+    assert precision == pytest.approx((chunks[0][0] + chunks[1][0]) / 2)
+    assert recall == pytest.approx((chunks[0][1] + chunks[1][1]) / 2)
+
+
+def test_the_kernel_distance_is_the_mean_over_pairs_counted_one_by_one():
+    real, gen = normal(6, 3), normal(5, 3, seed=1) + 1
+
+    def kernel(a: Tensor, b: Tensor) -> float:
+        return float((a @ b / 3 + 1) ** 3)
+
+    own = [
+        np.mean([kernel(x, y) for i, x in enumerate(points) for j, y in enumerate(points) if i != j]) for points in (real, gen)
+    ]
+    across = np.mean([kernel(x, y) for x in real for y in gen])
+    assert kernel_distance(real, gen) == pytest.approx(1000 * (sum(own) - 2 * across))
+
+
+def test_the_kernel_distance_of_two_halves_of_one_set_is_about_zero():
+    points = normal(2000, 4)
+    assert abs(kernel_distance(points[:1000], points[1000:])) < 0.05 * kernel_distance(points[:1000], points[1000:] + 0.5)
+
+
+def test_the_nearest_distance_is_that_of_the_nearest():
+    train = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
+    assert nearest_distance(torch.tensor([[3.0, 0.0], [10.0, 1.0]]), train) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("shift", "low", "high"), [(0.0, 0.4, 0.6), (1.0, 0.95, 1.0)])
+def test_only_sets_that_differ_are_told_apart(shift: float, low: float, high: float):
+    real, gen = normal(200, 1, 8, 8).float(), normal(200, 1, 8, 8, seed=1).float()
+    found = detectability(real, gen + shift, steps=60)
+    assert low <= found <= high
+    assert found == detectability(real, gen + shift, steps=60)

@@ -20,14 +20,14 @@ def test_seeded_layers_are_reproducible_and_leave_the_global_generator_alone():
 def test_the_denoiser_sees_its_timestep_and_its_class():
     with seeded(0):
         unet = UNet()
-    x, t, y = torch.ones(2, 4, 8, 8), torch.tensor([5, 5]), torch.tensor([1, 1])
+    x, t, y = torch.ones(2, 4, 14, 14), torch.tensor([5, 5]), torch.tensor([1, 1])
     assert unet(x, t, y).shape == x.shape
     assert not torch.equal(unet(x, t, y), unet(x, t + 500, y))
     assert not torch.equal(unet(x, t, y), unet(x, t, y + 1))
 
 
 def test_the_denoiser_is_of_the_size_that_the_documentation_gives():
-    assert round(sum(p.numel() for p in UNet().parameters()), -3) == 147_000
+    assert round(sum(p.numel() for p in UNet().parameters()), -3) == 575_000
 
 
 def test_sinusoids_start_at_cosine_one_and_tell_timesteps_apart():
@@ -39,14 +39,14 @@ def test_sinusoids_start_at_cosine_one_and_tell_timesteps_apart():
 
 def test_the_backbone_gives_the_maps_that_it_announces():
     backbone = RotationNet()
-    maps = backbone(torch.zeros(2, 1, 16, 16))
+    maps = backbone(torch.zeros(2, 1, 28, 28))
     assert [m.shape[1] for m in maps] == list(backbone.channels)
-    assert [m.shape[-1] for m in maps] == [16, 8, 4]
-    assert backbone.rotation_logits(torch.zeros(2, 1, 16, 16)).shape == (2, 4)
+    assert [m.shape[-1] for m in maps] == [14, 7, 4]
+    assert backbone.rotation_logits(torch.zeros(2, 1, 28, 28)).shape == (2, 4)
 
 
 def test_the_classifier_has_as_many_features_as_it_announces():
     classifier = Classifier()
-    features = classifier.features(torch.zeros(2, 1, 16, 16))
+    features = classifier.features(torch.zeros(2, 1, 28, 28))
     assert features.shape == (2, classifier.features_dim)
     assert features.min() >= 0

@@ -16,7 +16,9 @@ from adt_plugin.demo.study import Setting
 
 
 def cell(run: str, fd: float, recall: float = 0.5, seed: int = 0) -> Cell:
-    scores = {steps: Scores(fd * factor, 0.9, recall, 2 * fd) for steps, factor in ((5, 2.0), (10, 1.0), (20, 0.5))}
+    scores = {
+        steps: Scores(fd * factor, 0.1, 2 * fd, 0.9, recall, 0.8, 1.0) for steps, factor in ((5, 2.0), (10, 1.0), (20, 0.5))
+    }
     return Cell(run, seed, 10.0, 300, 1, {"ddim": scores})
 
 
@@ -50,7 +52,7 @@ def test_the_json_holds_every_cell_and_names_no_machine(tmp_path: Path):
     report.write_json(tmp_path / "x.json", Setting(), {"one": [cell("ADT", 1.0)]})
     written = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert written["sections"]["one"][0]["scores"]["ddim"]["10"]["fd"] == 1.0
-    assert written["setting"]["samples"] == 3000
+    assert written["setting"]["samples"] == 1000
     assert set(written["machine"]) == {"torch", "python", "processor", "system"}
 
 
@@ -63,8 +65,8 @@ def test_tiles_are_laid_out_row_by_row():
 
 
 def test_pictures_are_written(tmp_path: Path):
-    panels = [(name, torch.zeros(20, 1, 16, 16)) for name in ("base", "ADT", "third")]
-    pictures.sample_grids(tmp_path / "deep" / "samples.png", panels, columns=2)
+    rows = {name: torch.zeros(12, 1, 28, 28) for name in ("base", "ADT", "third")}
+    pictures.sample_rows(tmp_path / "deep" / "samples.png", [("5 steps", rows), ("10 steps", rows)])
     pictures.curves(
         tmp_path / "curves.png", {("title", "seconds"): {"ADT": [[(0.0, 2.0), (1.0, 1.0)], [(0.0, 3.0), (1.0, 1.5)]]}}
     )

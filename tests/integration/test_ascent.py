@@ -17,6 +17,7 @@ OPTIONS = {
     "--adt_steps": 4,
     "--adt_every": 1,
     "--adt_warmup": 2,
+    "--adt_weight": 1,
     "--adt_balance": "none",
     "--adt_max_grad_ratio": 1000,
     "--adt_grad_mask": "all",

@@ -48,10 +48,14 @@ class Standardize(nn.Module):
         """Restore the number of batches seen."""
         self.seen = int(state)
 
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation of each channel of real features `(1, C, 1, 1)`, at least 0.001."""
+        return (self.square - self.mean.square()).clamp_min(1e-6).sqrt().view(1, -1, 1, 1)
+
     def forward(self, features: Tensor) -> Tensor:
         """Return features `(B, C, h, w)` with about zero mean and unit variance per channel."""
-        std = (self.square - self.mean.square()).clamp_min(1e-6).sqrt()
-        return (features - self.mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+        return (features - self.mean.view(1, -1, 1, 1)) / self.deviation
 
 
 class Head(nn.Module):

@@ -16,7 +16,7 @@ class AdversarialLoss:
     Attributes:
         discriminator: (scores of real pairs, scores of generated pairs) -> L_D, 0-dim.
         generator: scores of generated pairs -> L_G, 0-dim.
-        won: L_D at or below which the discriminator tells all pairs apart and has no gradient left.
+        won: L_D at or below which the discriminator tells all pairs apart and has hardly a gradient left.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
@@ -38,4 +38,17 @@ def mean_generator_loss(score_gen: Tensor) -> Tensor:
     return -score_gen.mean()
 
 
-LOSSES = {"hinge": AdversarialLoss(hinge_discriminator_loss, mean_generator_loss, won=0.0)}
+def relativistic_discriminator_loss(score_real: Tensor, score_gen: Tensor) -> Tensor:
+    """Return L_D = mean log(1 + exp(D(gen pair) - D(real pair))) (arXiv 1807.00734, 2501.05441).
+
+    Both pairs of a row share their real image, so that only what tells the two first images apart counts.
+    """
+    return F.softplus(score_gen - score_real).mean()
+
+
+LOSSES = {
+    "relativistic": AdversarialLoss(relativistic_discriminator_loss, mean_generator_loss, won=0.01),
+    "hinge": AdversarialLoss(hinge_discriminator_loss, mean_generator_loss, won=0.0),
+}
+"""By `--adt_disc_loss`. The generator's side is linear in both: its norm is balanced anyway, and far from saturation
+the logistic one has the same direction."""

@@ -22,7 +22,7 @@ PATIENCE = 50
 
 WON = (
     "the discriminator has told every pair apart for %d turns, so that its gradient says little: lower --adt_disc_lr, or "
-    "raise --adt_every."
+    "raise --adt_disc_penalty."
 )
 LOST = (
     "the discriminator has scored generated images above real ones for %d turns, so that its gradient leads nowhere: raise "
@@ -42,7 +42,7 @@ class Health:
         loss: of the game, which knows when it is won.
     """
 
-    def __init__(self, max_bad_turns: int, loss: AdversarialLoss = LOSSES["hinge"]) -> None:
+    def __init__(self, max_bad_turns: int, loss: AdversarialLoss = LOSSES["relativistic"]) -> None:
         self.max_bad_turns, self.loss = max_bad_turns, loss
         self.bad_turns = self.bad_in_a_row = 0
         self.in_a_row = {WON: 0, LOST: 0}

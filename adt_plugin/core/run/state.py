@@ -27,7 +27,7 @@ from adt_plugin.core.turn import AdversarialTurn
 
 FORMAT = "1"
 TENSORS, MANIFEST = "adt_state.safetensors", "adt_state.json"
-HEADS, MOMENTS, BALANCE, GENERATORS = "heads.", "moments.", "balance.", "generators."
+HEADS, MOMENTS, BALANCE, GENERATORS, HISTORY = "heads.", "moments.", "balance.", "generators.", "history."
 """What the names of the tensors begin with."""
 
 IDENTITY = {"backbone": "backbone", "blocks": "blocks", "kind": "disc_type", "width": "disc_width"}
@@ -78,7 +78,7 @@ class State:
 
 
 def capture(turn: AdversarialTurn, config: DiscriminatorConfig, step: int = 0) -> State:
-    """Copy everything that a turn carries over to the next: heads, their AdamW moments, balance, generators, counter.
+    """Copy everything that a turn carries over to the next: heads and their AdamW moments, history, balance, generators.
 
     Args:
         config: of the discriminator, to be recognised by.
@@ -93,6 +93,7 @@ def capture(turn: AdversarialTurn, config: DiscriminatorConfig, step: int = 0) -
         if ema.total is not None and ema.correction is not None:
             tensors |= {f"{BALANCE}{name}.total": ema.total, f"{BALANCE}{name}.correction": ema.correction}
     tensors |= {GENERATORS + name: generator.get_state() for name, generator in _generators(turn).items()}
+    tensors |= {HISTORY + name: tensor for name, tensor in turn.history.state_dict().items()}
     on_cpu = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     return State(on_cpu, Manifest.from_config(config, turn.turns, step))
 
@@ -114,6 +115,7 @@ def restore(turn: AdversarialTurn, state: State) -> None:
         values = state.part(f"{BALANCE}{name}.")
         device = next(turn.discriminator.parameters()).device
         ema.total, ema.correction = (values[key].to(device) if key in values else None for key in ("total", "correction"))
+    turn.history.load_state_dict(state.part(HISTORY))
     saved = state.part(GENERATORS)
     for offset, (name, generator) in enumerate(_generators(turn).items()):
         if rank() == 0 or name == "path":
