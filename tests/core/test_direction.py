@@ -24,7 +24,7 @@ EXPECTED_RISE = 1e-4
 def turn_for(name: str, kind: str, start: int, **options: object) -> AdversarialTurn:
     """A turn in float64 whose heads stay as they are, after a warm-up of two turns that collects the statistics."""
     fixed = {"warmup": 2, "steps": STEPS, "start_min": start / STEPS, "start_max": start / STEPS, "disc_lr": 0.0}
-    config = ADTConfig(**fixed | {"balance": "none", "grad_mask": "all"} | options)  # type: ignore[arg-type]
+    config = ADTConfig(**fixed | {"balance": "none", "weight": 1.0, "grad_mask": "all"} | options)  # type: ignore[arg-type]
     flow = name == "flow"
     sampler = build_flow_sampler(3.0, "trailing") if flow else build_sampler(name, SD_ALPHAS_CUMPROD, kind, "trailing")
     discriminator = toy_discriminator(config.disc_type).double()
