@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from adt_plugin.demo.evaluate import ScoreTable
 from adt_plugin.demo.metrics import Scores
@@ -38,9 +39,13 @@ class Cell:
         Raises:
             ValueError, KeyError, TypeError: the text is something else.
         """
-        values = json.loads(text)
+        return cls.from_values(json.loads(text))
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Cell:
+        """Build a cell from the values that JSON holds of it; raises as `from_json` does."""
         scores = {
             sampler: {int(steps): Scores(**figures) for steps, figures in by_steps.items()}
-            for sampler, by_steps in values.pop("scores").items()
+            for sampler, by_steps in values["scores"].items()
         }
-        return cls(**values, scores=scores)
+        return cls(**values | {"scores": scores})

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from adt_plugin.demo.demo import DemoOptions, DemoResults, run_demo
-from adt_plugin.demo.study import Setting
+from adt_plugin.demo.demo import SETTING, DemoOptions, DemoResults, run_demo
 from adt_plugin.demo.variants import hurried
 
 INTERRUPTED = 130  # the shell's status of a command that Ctrl-C ended
-QUICK_SETTING = Setting(samples=60, sampler_steps=(3, 5, 10, 20), detect=())
+QUICK_SETTING = replace(SETTING, samples=60)
 LEGEND = (
     "FD: Fréchet distance to held-out digits after 5, 10 and 20 sampler steps, lower is better. Well-formed: share of digits "
     "that a classifier takes for the asked one with certainty, higher is better. Novelty: distance to the nearest training "
@@ -37,11 +36,10 @@ def demo_main(argv: Sequence[str], prog: str = "adt demo") -> None:
 
 
 def _demo_options(given: argparse.Namespace) -> DemoOptions:
-    options = DemoOptions(given.out, given.seeds)
-    options = replace(options, setting=replace(options.setting, threads=given.threads))
+    setting = replace(QUICK_SETTING if given.quick else SETTING, threads=given.threads)
+    options = DemoOptions(given.out, given.seeds, setting=setting)
     if given.quick:
-        quick = replace(QUICK_SETTING, threads=given.threads)
-        options = replace(options, setting=quick, seconds=1.0, curve_samples=60, variants=tuple(map(hurried, options.variants)))
+        options = replace(options, seconds=1.0, curve_samples=60, variants=tuple(map(hurried, options.variants)))
     return replace(options, seconds=given.seconds or options.seconds)
 
 

@@ -83,27 +83,6 @@ def decode(latents: Tensor) -> Tensor:
     return F.pixel_shuffle(latents, LATENT_PIXELS)
 
 
-def warp(images: Tensor, generator: torch.Generator, angle: float, stretch: float, shift: float = 0.0) -> Tensor:
-    """Put images `(B, 1, 28, 28)` under random affine maps, each image its own; edges are continued outwards.
-
-    Args:
-        angle: largest rotation, in degrees.
-        stretch: largest change of each entry of the 2x2 matrix: scale on its diagonal, shear off it.
-        shift: largest translation, as a fraction of half the image's side.
-    """
-    batch = len(images)
-    turn = torch.deg2rad(_uniform((batch,), -angle, angle, generator))
-    rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], dim=1).view(batch, 2, 2)
-    matrix = rotation @ (torch.eye(2) + _uniform((batch, 2, 2), -stretch, stretch, generator))
-    theta = torch.cat([matrix, _uniform((batch, 2, 1), -shift, shift, generator)], dim=2)  # (B, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
-    return low + (high - low) * torch.rand(shape, generator=generator)
-
-
 def batches(digits: Digits, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield endless shuffled batches of (images, labels); an epoch's last, smaller batch is dropped.
 

@@ -14,8 +14,9 @@ from adt_plugin.demo.progress import Bar
 from adt_plugin.demo.study import Setting, Study, Tuned, open_study, sampling_work, scoring_work, tuning_work
 from adt_plugin.demo.variants import ADT, BASE, PLAIN, Variant
 
+SETTING = Setting(samples=600, sampler_steps=(3, 5, 10, 20), detect=())
 CURVE_POINTS, CURVE_STEPS = 4, 5
-SHOWN_STEPS, SHOWN_SAMPLES = (3, 5, 10), 12  # of the picture
+PICTURE_STEPS, PICTURE_SAMPLES = (3, 5, 10), 12  # of the picture
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class DemoOptions:
     seconds: float = 60.0
     curve_samples: int = 500
     variants: tuple[Variant, ...] = (BASE, PLAIN, ADT)
-    setting: Setting = Setting(samples=600, sampler_steps=(3, 5, 10, 20), detect=())
+    setting: Setting = SETTING
 
 
 @dataclass
@@ -112,10 +113,10 @@ def _curve_distance(study: Study, tuned: Tuned, samples: int) -> float:
 def draw(study: Study, results: DemoResults) -> None:
     """Draw both pictures: the first samples of every run from the same noise, and the curves."""
     out = results.options.out
-    noise, labels = study.evaluator.noise[:SHOWN_SAMPLES], study.evaluator.labels[:SHOWN_SAMPLES]
+    noise, labels = study.evaluator.noise[:PICTURE_SAMPLES], study.evaluator.labels[:PICTURE_SAMPLES]
     panels = [
         (f"{steps} sampler steps", {name: sample(t.unet, noise, labels, steps) for name, t in results.tuned.items()})
-        for steps in SHOWN_STEPS
+        for steps in PICTURE_STEPS
     ]
     pictures.sample_rows(out / "samples.png", panels)
     start = results.curves[BASE.name][0][0]

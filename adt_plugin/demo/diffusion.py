@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adt_plugin.core.diffusion.samplers import Sampler, build_sampler
@@ -29,12 +28,6 @@ def diffusion_pair(latents: Tensor, generator: torch.Generator) -> tuple[Tensor,
     timesteps = torch.randint(TIMESTEPS, (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
     return add_noise(latents, noise, timesteps), timesteps, noise
-
-
-def diffusion_loss(unet: nn.Module, latents: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the mean squared error of the predicted noise (arXiv 2006.11239, L_simple)."""
-    noisy, timesteps, noise = diffusion_pair(latents, generator)
-    return F.mse_loss(unet(noisy, timesteps, labels), noise)
 
 
 def evaluation_noise(count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from adt_plugin.demo.base import Base
 from adt_plugin.demo.data import LATENT_PIXELS, Digits, batches, decode, encode
 from adt_plugin.demo.diffusion import alphas_cumprod, diffusion_pair
 from adt_plugin.demo.models import UNet
-from adt_plugin.demo.optimizing import adamw, decay, follow, set_learning_rate
+from adt_plugin.demo.optimizing import adamw, decay, follow, set_learning_rate, young
 
 STRATEGIES: dict[str, dict[str, Any]] = {"paper": {}}
 """How a turn's path begins and is walked: keyword arguments of `AdversarialTurn` by name. Ablations add their own."""
@@ -104,10 +104,11 @@ def finetune(
         after_step: called after every optimizer step.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer, averaged = adamw(unet, plan.lr), copy.deepcopy(unet).requires_grad_(False)
+    optimizer = adamw(unet, plan.lr)
+    averaged = copy.deepcopy(unet).requires_grad_(False) if plan.ema else None
     for images, labels in batches(train, plan.batch_size, generator):
         if budget.progress >= 1:
-            if plan.ema:
+            if averaged is not None:
                 unet.load_state_dict(averaged.state_dict())
             return
         latents = encode(images)
@@ -130,8 +131,8 @@ def finetune(
         optimizer.step()
         optimizer.zero_grad()
         budget.taken += 1
-        if plan.ema:
-            follow(averaged, unet, min(plan.ema, (1 + budget.taken) / (10 + budget.taken)))
+        if averaged is not None:
+            follow(averaged, unet, young(plan.ema, budget.taken))
         after_step(budget)
 
 

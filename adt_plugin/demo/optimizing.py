@@ -23,6 +23,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+def young(decay: float, step: int) -> float:
+    """Return the decay of an average of weights at a step: it rises to `decay`, since a young average must forget faster."""
+    return min(decay, (1 + step) / (10 + step))
+
+
 @torch.no_grad()
 def follow(averaged: nn.Module, network: nn.Module, decay: float) -> None:
     """Move an exponential moving average of a network's weights towards it; buffers are copied."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from adt_plugin.core.run.files import write_atomically
 
@@ -34,10 +34,21 @@ def load_weights(name: str, network: Network) -> Network:
     return network.requires_grad_(False).eval()
 
 
+def filled(network: Network, values: dict[str, Tensor]) -> Network:
+    """Return the network with the values that `halved` made of another's; frozen, in evaluation mode and single precision."""
+    network.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in values.items()})
+    return network.requires_grad_(False).eval()
+
+
+def halved(network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's state in half precision; whole numbers stay as they are."""
+    state = network.state_dict()
+    return {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in state.items()}
+
+
 def write_weights(name: str, network: nn.Module) -> None:
     """Write a network's weights in half precision, and its digest."""
-    values = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
-    content = save({key: value.contiguous() for key, value in values.items()})
+    content = save(halved(network))
     write_atomically(WEIGHTS / f"{name}.safetensors", content)
     write_atomically(DIGESTS, json.dumps(digests() | {name: hashlib.sha256(content).hexdigest()}, indent=1) + "\n")
 

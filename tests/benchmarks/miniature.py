@@ -80,7 +80,7 @@ class Bench:
         self.bar.name(f"{split}: {variant.name}, seed {seed}")
         found, _ = self.store.get_or_run(f"{split}: {variant.name}, seed {seed}", settings, measured)
         self.bar.advance(plan.seconds)
-        return [Cell.from_json(json.dumps(cell)) for cell in found["cells"]]
+        return [Cell.from_values(cell) for cell in found["cells"]]
 
     def trial(self, variant: Variant) -> Cell:
         """One run on validation."""
@@ -89,10 +89,9 @@ class Bench:
     def best(self, trials: Sequence[Variant]) -> tuple[Variant, list[Cell]]:
         """Run all trials, and the best once more without an average of the weights; return the best of all."""
         cells = [self.trial(variant) for variant in trials]
-        best = trials[min(range(len(trials)), key=lambda i: merit(cells[i]))]
-        raw = without_average(best)
+        raw = without_average(_best(trials, cells))
         cells.append(self.trial(raw))
-        return [*trials, raw][min(range(len(cells)), key=lambda i: merit(cells[i]))], cells
+        return _best([*trials, raw], cells), cells
 
     def run(self) -> dict[str, Any]:
         """Measure everything, and return it as JSON values."""
@@ -104,7 +103,6 @@ class Bench:
         results: dict[str, list[list[Cell]]] = {}
         for name, variant in finalists.items():
             results[name] = [self.cell(variant, seed, self.heldout) for seed in range(self.plan.seeds if variant.plan else 1)]
-        bounds = [reference_scores(study) for study in self.heldout[:1]]
         return {
             "plan": asdict(self.plan),
             "machine": report.machine(),
@@ -112,8 +110,19 @@ class Bench:
             "finalists": {name: variant.name for name, variant in finalists.items()},
             "trials": {name: [asdict(cell) for cell in cells] for name, cells in trials.items()},
             "heldout": {name: [[asdict(cell) for cell in noises] for noises in runs] for name, runs in results.items()},
-            "training images": bounds[0],
+            "training images": reference_scores(self.heldout[0]),
         }
+
+
+def count_runs(plan: Plan) -> int:
+    """Count the runs of a benchmark from nothing: all trials, one more of each group, the base and the finalists."""
+    groups = (PLAIN_TRIALS, FROZEN_TRIALS, SHIPPED_TRIALS)
+    trials = sum(len(group) + 1 for group in groups) + (len(ABLATIONS) if plan.ablations else 0)
+    return trials + 1 + plan.seeds * len(groups)
+
+
+def _best(variants: Sequence[Variant], cells: Sequence[Cell]) -> Variant:
+    return min(zip(variants, cells, strict=True), key=lambda pair: merit(pair[1]))[0]
 
 
 def merit(cell: Cell) -> float:
@@ -132,7 +141,7 @@ def values(results: dict[str, Any], run: str, figure: str, steps: int) -> list[f
     """Return a figure of a run on the held-out split: one value per seed, the mean over the evaluation noises."""
     found = []
     for noises in results["heldout"][run]:
-        cells = [Cell.from_json(json.dumps(cell)).scores["ddim"][steps] for cell in noises]
+        cells = [Cell.from_values(cell).scores["ddim"][steps] for cell in noises]
         if all(getattr(scores, figure) is not None for scores in cells):
             found.append(statistics.fmean(getattr(scores, figure) for scores in cells))
     return found
@@ -158,7 +167,7 @@ def paragraphs(results: dict[str, Any]) -> Iterator[str]:
     yield report.table(["against", *(f"{n} steps" for n in STEPS)], list(changes(results)))
     yield "## Trials\n\nOne run each on the validation split; the best of each group went on."
     for name, cells in results["trials"].items():
-        found = [Cell.from_json(json.dumps(cell)) for cell in cells]
+        found = [Cell.from_values(cell) for cell in cells]
         head = [name, *(f"FD@{n}" for n in STEPS), *(f"well-formed@{n}" for n in JUDGED), "recall@10", "pixel FD@10", "steps"]
         yield report.table(head, [trial_row(cell) for cell in found])
 
@@ -228,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = Plan(given.seconds, given.seeds, base=given.base, ablations=given.ablations)
     if given.quick:
         plan = replace(plan, seconds=0.5, seeds=2, samples=40, quick=True)
-    with short_endings(given.out), Bar(0) as bar:
+    with short_endings(given.out), Bar(plan.seconds * count_runs(plan)) as bar:
         write(Bench(plan, given.out, bar).run(), given.out)
     print(f"Written: miniature.md, miniature.json and miniature.png in {given.out.resolve()}")
 

@@ -51,6 +51,7 @@ def test_a_half_finished_bench_is_resumed_and_nothing_is_measured_twice(
     results = Bench(small, tmp_path, Silent()).run()
     # trials: 2 plain + 1 without average, 1 frozen + 1, 1 ADT + 1; held-out: the base, then three finalists twice
     assert len(begun) == 3 + 2 + 2 + 1 + 3 * 2 - 4
+    assert miniature.count_runs(small) == 3 + 2 + 2 + 1 + 3 * 2
     again = Bench(small, tmp_path, Silent()).run()
     assert len(begun) == 10 and again == results
     write(results, tmp_path)

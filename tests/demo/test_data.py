@@ -7,7 +7,8 @@ from itertools import islice
 import pytest
 import torch
 
-from adt_plugin.demo.data import Digits, batches, decode, encode, load_splits, warp
+from adt_plugin.demo.data import Digits, batches, decode, encode, load_splits
+from benchmarks.beds.pictures import warp
 
 
 def seeded_generator() -> torch.Generator:

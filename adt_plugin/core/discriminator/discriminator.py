@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -40,6 +40,10 @@ class PairFeatures:
     gen: Features
     real: Features
     real_again: Features
+
+    def each(self, change: Callable[[Features], Features]) -> PairFeatures:
+        """Return the features with all three images' changed, in the order of the fields."""
+        return PairFeatures(change(self.gen), change(self.real), change(self.real_again))
 
     def detached(self) -> PairFeatures:
         """Return the same features without the generated images' graph, for the discriminator's own step."""
@@ -172,7 +176,7 @@ class Discriminator(nn.Module):
             noise = [torch.randn(block.shape, generator=self.generator).to(block, non_blocking=True) for block in image]
             return [block + STEP * std * n for block, std, n in zip(image, deviations, noise, strict=True)]
 
-        return PairFeatures(perturbed(features.gen), perturbed(features.real), perturbed(features.real_again))
+        return features.each(perturbed)
 
 
 def fitting_size(height: int, width: int, image_size: int, patch_size: int) -> tuple[int, int]:

@@ -7,12 +7,14 @@ Samples that the generator makes no more still teach the heads, and keep them fr
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from adt_plugin.core.discriminator.discriminator import Features, PairFeatures
 
+IMAGES = tuple(field.name for field in fields(PairFeatures))
 TURNS = 8
 """As many turns are kept (ours)."""
 
@@ -44,7 +46,7 @@ class FeatureHistory:
         return {
             f"{turn}.{image}.{block}": tensor
             for turn, features in enumerate(self.kept)
-            for image in ("gen", "real", "real_again")
+            for image in IMAGES
             for block, tensor in enumerate(getattr(features, image))
         }
 
@@ -53,9 +55,7 @@ class FeatureHistory:
         self.kept.clear()
         blocks = len({name.rsplit(".", 1)[1] for name in tensors})
         for turn in range(len({name.split(".", 1)[0] for name in tensors})):
-            images = (
-                [tensors[f"{turn}.{image}.{block}"] for block in range(blocks)] for image in ("gen", "real", "real_again")
-            )
+            images = ([tensors[f"{turn}.{image}.{block}"] for block in range(blocks)] for image in IMAGES)
             self.kept.append(PairFeatures(*images))
 
 
@@ -63,4 +63,4 @@ def _converted(features: PairFeatures, device: torch.device, dtype: torch.dtype)
     def converted(image: Features) -> Features:
         return [block.detach().to(device, dtype).contiguous() for block in image]  # in one layout, saved or not
 
-    return PairFeatures(converted(features.gen), converted(features.real), converted(features.real_again))
+    return features.each(converted)

@@ -10,7 +10,6 @@ digests beside them.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adt_plugin.demo.data import Digits, encode, load_splits, warp
+from adt_plugin.demo.data import Digits, encode, load_splits
 from adt_plugin.demo.diffusion import diffusion_pair, evaluation_noise, sample
 from adt_plugin.demo.metrics import frechet_distance
 from adt_plugin.demo.models import Classifier, Judge, RotationNet, UNet, seeded
 from adt_plugin.demo.weights import WEIGHTS, load_weights, write_weights
-from benchmarks.beds.training import Training, train
+from benchmarks.beds.pictures import warp
+from benchmarks.beds.training import Training, train, what_to_train
 
 CLASSIFIER = Training(steps=3000, weight_decay=0.01)
 BACKBONE = Training(steps=4000, weight_decay=0.01)
@@ -117,12 +117,7 @@ TRAININGS: dict[str, tuple[Callable[[], nn.Module], Callable[..., nn.Module], in
 
 def main() -> None:
     """Train the networks that are named, and write what ships."""
-    parser = argparse.ArgumentParser("python -m benchmarks.beds.miniature", description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="+", choices=TRAININGS, help="what to train, in this order")
-    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
-    parser.add_argument("--write", action="store_true", help="put the weights and logs into the package")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
+    given = what_to_train("miniature", __doc__ or "", TRAININGS, "the package")
     for name in given.names:
         build, training, seed = TRAININGS[name]
         with seeded(seed):

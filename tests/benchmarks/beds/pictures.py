@@ -1,4 +1,4 @@
-"""The small Stable Diffusion's images: MNIST's digits in colour at 64x64, in two styles, with captions."""
+"""Images to train the beds' networks on: warped digits, and the small Stable Diffusion's, in colour at 64x64 in two styles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adt_plugin.demo.data import Digits, warp
+from adt_plugin.demo.data import Digits
 
 SIDE = 64
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -45,3 +45,24 @@ PAINTERS = dict(zip(STYLES, (_night, _paper), strict=True))
 def _colour(hue: Tensor, saturation: float, value: float) -> Tensor:
     """Return RGB `(N, 3, 1, 1)` in 0..1."""
     return torch.tensor([colorsys.hsv_to_rgb(h, saturation, value) for h in hue.tolist()])[:, :, None, None]
+
+
+def warp(images: Tensor, generator: torch.Generator, angle: float, stretch: float, shift: float = 0.0) -> Tensor:
+    """Put images `(B, 1, H, W)` under random affine maps, each image its own; edges are continued outwards.
+
+    Args:
+        angle: largest rotation, in degrees.
+        stretch: largest change of each entry of the 2x2 matrix: scale on its diagonal, shear off it.
+        shift: largest translation, as a fraction of half the image's side.
+    """
+    batch = len(images)
+    turn = torch.deg2rad(_uniform((batch,), -angle, angle, generator))
+    rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], dim=1).view(batch, 2, 2)
+    matrix = rotation @ (torch.eye(2) + _uniform((batch, 2, 2), -stretch, stretch, generator))
+    theta = torch.cat([matrix, _uniform((batch, 2, 1), -shift, shift, generator)], dim=2)  # (B, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=generator)

@@ -11,7 +11,6 @@ Every training goes on where it was interrupted. `--write` puts what is trained 
 
 from __future__ import annotations
 
-import argparse
 import math
 import shutil
 import sys
@@ -25,7 +24,7 @@ __import__("sitecustomize").install(None)  # declares torchvision's operators wh
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model  # noqa: E402
 
@@ -33,10 +32,12 @@ from adt_plugin.demo.data import CLASSES, Digits, load_splits  # noqa: E402
 from adt_plugin.demo.diffusion import add_noise  # noqa: E402
 from adt_plugin.demo.metrics import frechet_distance  # noqa: E402
 from adt_plugin.demo.models import seeded  # noqa: E402
+from adt_plugin.demo.weights import filled, halved  # noqa: E402
 from benchmarks.beds.pictures import CAPTIONS, SIDE, STYLES, render  # noqa: E402
-from benchmarks.beds.training import Training, train  # noqa: E402
+from benchmarks.beds.training import Training, train, what_to_train  # noqa: E402
 from tinyhost import models, tokenizers  # noqa: E402
 from tinyhost.families.sd import BLOCK_OUT_CHANNELS, CLIP_HIDDEN_SIZE, NORM_GROUPS  # noqa: E402
+from tinyhost.models import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from tinyhost.text_encoders import clip_sizes, clip_text_model  # noqa: E402
 
 ASSETS = TESTS / "assets" / "small_sd"
@@ -50,7 +51,6 @@ VAE = Training(steps=1600, lr=3e-3, lr_end=2e-5, validate_every=250)
 BASE = Training(steps=6000, lr=1.2e-3, lr_end=1e-4, fall=2 / 3, average=0.999, validate_every=500)
 BACKBONE = Training(steps=4000, lr=2e-3, lr_end=2e-5, weight_decay=0.02, validate_every=500)
 METRIC = Training(steps=1500, lr=2e-3, lr_end=2e-5, weight_decay=0.01, validate_every=500)
-IMAGENET_MEAN, IMAGENET_STD = (models.IMAGENET_MEAN, models.IMAGENET_STD)
 
 
 def rendered(digits: Digits, style: str, times: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -302,10 +302,6 @@ class Metric(nn.Module):
         """Return class logits `(B, 10)`."""
         return self.head(self.features(images))[:, :CLASSES]
 
-    def colours(self, images: Tensor) -> Tensor:
-        """Return a guess `(B, 6)` of the mean and the deviation of each colour channel."""
-        return self.head(self.features(images))[:, CLASSES:]
-
 
 def train_metric(name: str, work: Path) -> Metric:
     """Train the metric's network, or the judge, of another size, by classes and colours, on images as the VAE decodes them."""
@@ -344,11 +340,7 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, fl
 
 def load_network(name: str) -> Metric:
     """The trained metric or judge, frozen."""
-    from safetensors.torch import load_file
-
-    network = new_network(name)
-    network.load_state_dict({key: value.float() for key, value in load_file(ASSETS / f"{name}.safetensors").items()})
-    return network.requires_grad_(False).eval()
+    return filled(new_network(name), load_file(ASSETS / f"{name}.safetensors"))
 
 
 # Writing
@@ -371,9 +363,8 @@ def write(name: str, network: Any) -> None:
         )
         processor.save_pretrained(ASSETS / "dinov2")
     else:
-        half = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
         ASSETS.mkdir(parents=True, exist_ok=True)
-        save_file(half, ASSETS / f"{name}.safetensors")
+        save_file(halved(network), ASSETS / f"{name}.safetensors")
 
 
 TRAININGS = {
@@ -387,12 +378,7 @@ TRAININGS = {
 
 def main() -> None:
     """Train what is named, and write it."""
-    parser = argparse.ArgumentParser("python -m benchmarks.beds.small_sd", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("names", nargs="+", choices=TRAININGS, help="what to train, in this order; the VAE first")
-    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
-    parser.add_argument("--write", action="store_true", help="put what was trained into tests/assets/small_sd")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
+    given = what_to_train("small_sd", __doc__ or "", TRAININGS, "tests/assets/small_sd")
     for name in given.names:
         network = TRAININGS[name](given.work)
         if given.write:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adt_plugin.core.run.files import write_atomically
-from adt_plugin.demo.optimizing import adamw, follow, set_learning_rate
+from adt_plugin.demo.optimizing import adamw, follow, set_learning_rate, young
 
 Loss = Callable[[torch.Generator], Tensor]
 """Draws a batch from the generator and returns its loss, 0-dim."""
@@ -52,10 +53,6 @@ class Training:
         cosine = self.lr_end + (self.lr - self.lr_end) * (0.5 + 0.5 * math.cos(math.pi * along))
         return cosine * min(1.0, (step + 1) / self.rise)
 
-    def average_at(self, step: int) -> float:
-        """Return the decay of the average at a step: a young average forgets faster."""
-        return min(self.average, (1 + step) / (10 + step))
-
 
 def train(
     network: nn.Module, loss: Loss, plan: Training, checkpoint: Path, seed: int, validate: Validate = lambda network: {}
@@ -84,7 +81,7 @@ def train(
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        follow(averaged, network, plan.average_at(step))
+        follow(averaged, network, young(plan.average, step))
         step, total = step + 1, total + value.detach()
         if step % plan.validate_every == 0 or step == plan.steps:
             since = step - log[-1]["step"] if log else step
@@ -99,3 +96,18 @@ def train(
             partial.replace(checkpoint)
             write_atomically(checkpoint.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in log))
     return averaged.eval()
+
+
+def what_to_train(bed: str, description: str, names: Iterable[str], destination: str) -> argparse.Namespace:
+    """Read a bed's command line: `names` of what to train, in order, the folder `work`, and whether to `write`.
+
+    Args:
+        bed: its module below `benchmarks.beds`.
+        destination: where `--write` puts what was trained.
+    """
+    parser = argparse.ArgumentParser(f"python -m benchmarks.beds.{bed}", description=description.split("\n")[0])
+    parser.add_argument("names", nargs="+", choices=tuple(names), help="what to train, in this order")
+    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
+    parser.add_argument("--write", action="store_true", help=f"put what was trained, and its log, into {destination}")
+    torch.set_num_threads(1)
+    return parser.parse_args()
