@@ -27,9 +27,12 @@ class Offload:
         Nothing is copied back: the weights are frozen, so the ones at home are still good.
         """
         at_home: list[Tensor] = []
+        known: dict[int, tuple[Tensor, Tensor]] = {}
 
         def fetched(tensor: Tensor) -> Tensor:
-            at_home.append(tensor)
+            # A reference of its own to the storage at home: `_apply` writes the copy into the Parameter itself. By identity,
+            # since a tied weight comes twice, the second time from the device; the tensor is held, so that its id stays its.
+            at_home.append(known.setdefault(id(tensor), (tensor, tensor.detach()))[1])
             return tensor.to(device, non_blocking=True)
 
         try:
