@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -30,8 +31,12 @@ def preserved_rng() -> Iterator[None]:
 
 
 def _devices_in_use() -> list[Any]:
-    """`torch.cuda` and `torch.xpu`, where they have been initialised: `torch.manual_seed` reseeds all their devices."""
-    modules = [getattr(torch, name, None) for name in ("cuda", "xpu")]
+    """Return the modules of devices that have been initialised: `torch.manual_seed` reseeds all of them.
+
+    `torch.cuda`, `torch.xpu`, and that of a backend which PyTorch does not know by itself, such as `torch.npu`.
+    """
+    names = ("cuda", "xpu", torch._C._get_privateuse1_backend_name())
+    modules = [getattr(torch, name, None) for name in names]
     return [module for module in modules if module is not None and module.is_available() and module.is_initialized()]
 
 
@@ -45,3 +50,17 @@ def seed_everything(seed: int) -> None:
 def draw_seed(generator: torch.Generator) -> int:
     """Draw a seed in [0, 2^31) from a CPU generator."""
     return int(torch.randint(2**31 - 1, (1,), generator=generator))
+
+
+def normal_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw standard normal numbers of a tensor's shape and precision, where it lies.
+
+    On a device by a generator of its own, seeded with a draw: millions of numbers from the CPU would take longer than the
+    work that they are for.
+
+    Args:
+        generator: on the CPU.
+    """
+    if tensor.device.type != "cpu":
+        generator = torch.Generator(tensor.device).manual_seed(draw_seed(generator))
+    return torch.randn(tensor.shape, generator=generator, device=tensor.device).to(tensor.dtype)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adt_plugin.core.rng import draw_seed, preserved_rng, seed_everything
+from adt_plugin.core.rng import draw_seed, normal_like, preserved_rng, seed_everything
 
 
 def draws() -> list[float]:
@@ -47,3 +47,9 @@ def test_seeds_come_from_the_given_generator() -> None:
     seeds = [draw_seed(torch.Generator().manual_seed(3)) for _ in range(2)]
     assert seeds[0] == seeds[1] != draw_seed(torch.Generator().manual_seed(4))
     assert 0 <= seeds[0] < 2**31
+
+
+def test_normal_numbers_on_the_cpu_are_the_generators_own() -> None:
+    expected = torch.randn(2, 3, generator=torch.Generator().manual_seed(5))
+    found = normal_like(torch.zeros(2, 3, dtype=torch.float64), torch.Generator().manual_seed(5))
+    assert found.dtype == torch.float64 and torch.equal(found.float(), expected)

@@ -53,7 +53,17 @@ class Sampler:
         self.scheduler.set_timesteps(steps)
 
     def add_noise(self, clean: Tensor, noise: Tensor, start: int) -> Tensor:
-        """Return x_s = alpha_s x_0 + sigma_s eps in the scheduler's own scaling, for s = `start`; all `(B, C, h, w)`."""
+        """Return x_s = alpha_s x_0 + sigma_s eps in the scheduler's own scaling, for s = `start`; all `(B, C, h, w)`.
+
+        alpha_s and sigma_s are what its own noising makes of one and zero on the CPU: given the latents themselves it would
+        copy its tables to their device, and the program would wait for every copy.
+        """
+        one, zero = torch.ones(1, dtype=clean.dtype), torch.zeros(1, dtype=clean.dtype)
+        alpha, sigma = (self._noised(*pair, start).squeeze() for pair in ((one, zero), (zero, one)))
+        return alpha * clean + sigma * noise
+
+    def _noised(self, clean: Tensor, noise: Tensor, start: int) -> Tensor:
+        """Return the scheduler's own noising."""
         noised: Tensor = self.scheduler.add_noise(clean, noise, self._first_timestep(len(clean), start))
         return noised
 
@@ -125,8 +135,8 @@ class FlowSampler(IndexedSampler):
         """The timestep of pure noise, which flow matching counts."""
         return self.training_steps
 
-    def add_noise(self, clean: Tensor, noise: Tensor, start: int) -> Tensor:
-        """Return x_s = (1 - sigma_s) x_0 + sigma_s eps."""
+    def _noised(self, clean: Tensor, noise: Tensor, start: int) -> Tensor:
+        """Return (1 - sigma_s) x_0 + sigma_s eps."""
         noised: Tensor = self.scheduler.scale_noise(clean, self._first_timestep(len(clean), start), noise)
         return noised
 

@@ -18,7 +18,7 @@ from adt_plugin.core.discriminator.augment import Augment
 from adt_plugin.core.discriminator.backbone import FrozenBackbone
 from adt_plugin.core.discriminator.heads import Head, Standardize
 from adt_plugin.core.discriminator.scores import SCORES, Embedding, Score
-from adt_plugin.core.rng import preserved_rng
+from adt_plugin.core.rng import normal_like, preserved_rng
 
 STEP = 0.1
 """Of the noise that measures how steep the scores are, in deviations of the features."""
@@ -173,7 +173,7 @@ class Discriminator(nn.Module):
         deviations = [standardize.deviation for standardize in self.standardizers]
 
         def perturbed(image: Features) -> Features:
-            noise = [torch.randn(block.shape, generator=self.generator).to(block, non_blocking=True) for block in image]
+            noise = [normal_like(block, self.generator) for block in image]
             return [block + STEP * std * n for block, std, n in zip(image, deviations, noise, strict=True)]
 
         return features.each(perturbed)

@@ -12,7 +12,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from adt_plugin.core.discriminator.discriminator import Features, PairFeatures
+from adt_plugin.core.discriminator.discriminator import PairFeatures
 
 IMAGES = tuple(field.name for field in fields(PairFeatures))
 TURNS = 8
@@ -29,8 +29,11 @@ class FeatureHistory:
         return len(self.kept)
 
     def add(self, features: PairFeatures) -> None:
-        """Keep a turn's features; the oldest turn's are forgotten."""
-        self.kept.append(_converted(features, torch.device("cpu"), torch.bfloat16))
+        """Keep a turn's features, fetched from the device at once; the oldest turn's are forgotten."""
+        blocks = [block.detach() for image in IMAGES for block in getattr(features, image)]
+        fetched = torch.cat([block.to(torch.bfloat16).flatten() for block in blocks]).cpu()
+        parts = iter(fetched.split([block.numel() for block in blocks]))
+        self.kept.append(features.each(lambda image: [next(parts).view(block.shape) for block in image]))
 
     def draw(self, generator: torch.Generator, like: PairFeatures) -> PairFeatures:
         """Return the features of one of the turns, on the device and in the precision of `like`.
@@ -39,7 +42,8 @@ class FeatureHistory:
             generator: on the CPU.
         """
         index = int(torch.randint(len(self.kept), (1,), generator=generator))
-        return _converted(self.kept[index], like.real[0].device, like.real[0].dtype)
+        device, dtype = like.real[0].device, like.real[0].dtype
+        return self.kept[index].each(lambda image: [block.to(device, non_blocking=True).to(dtype) for block in image])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything that is kept, by names such as `0.gen.2`: turn, image, block."""
@@ -57,10 +61,3 @@ class FeatureHistory:
         for turn in range(len({name.split(".", 1)[0] for name in tensors})):
             images = ([tensors[f"{turn}.{image}.{block}"] for block in range(blocks)] for image in IMAGES)
             self.kept.append(PairFeatures(*images))
-
-
-def _converted(features: PairFeatures, device: torch.device, dtype: torch.dtype) -> PairFeatures:
-    def converted(image: Features) -> Features:
-        return [block.detach().to(device, dtype).contiguous() for block in image]  # in one layout, saved or not
-
-    return features.each(converted)

@@ -1,0 +1,22 @@
+"""Runs `tests/accelerator` in a process of its own: PyTorch counts its devices once, at the first backward pass."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.utils import backend_registration
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this PyTorch takes no device from Python",
+)
+def test_everything_runs_on_a_device_that_is_not_the_cpu() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", TESTS / "accelerator"]
+    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
