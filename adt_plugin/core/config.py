@@ -162,8 +162,8 @@ class TurnConfig(_Options):
     memory: str = option(
         "low",
         "low runs the trained steps twice and needs the least memory; fast keeps the graphs of all K steps and saves K forward "
-        "passes; auto is fast where a CUDA device has room for it",
-        "勾配を流すステップの扱い（low: 再計算、fast: グラフを保持、auto: 空きメモリで判断）",
+        "passes; auto is fast where a CUDA device has room for it, and steps down by itself where memory runs out",
+        "勾配を流すステップの扱い（low: 再計算、fast: グラフを保持、auto: 空きメモリで判断し、不足時は自動で節約）",
         choices=("low", "fast", "auto"),
     )
     offload: bool = option(

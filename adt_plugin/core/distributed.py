@@ -52,6 +52,15 @@ def all_processes_agree(flag: Tensor) -> bool:
     return bool(all_reduce_mean(flag.float()) == 1.0)
 
 
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Return whether a flag holds in one process at least. With a single process no device is waited for.
+
+    Args:
+        device: where the processes exchange it.
+    """
+    return flag if world_size() == 1 else not all_processes_agree(torch.tensor(not flag, device=device))
+
+
 def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average `p.grad` over all processes, so that the heads stay the same on each."""
     for parameter in parameters:

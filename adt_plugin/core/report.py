@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adt_plugin.core.distributed import all_reduce_mean
+from adt_plugin.core.out_of_memory import OUT_OF_MEMORY, TurnOutOfMemoryError, first_line
 from adt_plugin.core.stopwatch import Stopwatch
 
 STAGES = ("unroll", "decode", "observe", "gradient", "replay", "discriminator")
@@ -80,10 +81,24 @@ class StageClock:
     def __init__(self, enabled: bool, device: torch.device) -> None:
         self.enabled, self.watch = enabled, Stopwatch(device if enabled else None)
         self.seconds: dict[str, float] = {}
+        self.begun: list[str] = []
+
+    @contextmanager
+    def naming_the_stage(self) -> Iterator[None]:
+        """Say in which stage memory ran out, if it does inside.
+
+        Raises:
+            TurnOutOfMemoryError: in place of PyTorch's own error.
+        """
+        try:
+            yield
+        except OUT_OF_MEMORY as error:
+            raise TurnOutOfMemoryError(self.begun[-1], first_line(error), in_gradient="replay" in self.begun) from error
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the block's wall time to the named stage."""
+        self.begun.append(name)
         began = self.watch.now()
         try:
             yield

@@ -150,9 +150,12 @@ class AdversarialTurn:
             unroll_denoiser: a cheaper way to call the same network without gradient; None uses `denoiser`.
             overflowed: asked after the replay, whether the loop's loss scaler has an infinity in `p.grad` and will skip its
                 step; the heads then skip theirs.
+
+        Raises:
+            TurnOutOfMemoryError: the device's memory ran out.
         """
         clock, clean = StageClock(self.config.profile, latents.device), at_least_float32(latents.detach())
-        with preserved_rng(), torch.enable_grad():
+        with clock.naming_the_stage(), preserved_rng(), torch.enable_grad():
             with clock.stage("unroll"):
                 # s ~ U{1..m};  x_s = alpha_s x_0 + sigma_s eps;  M subset of {1..s}, |M| <= K
                 start, noised = self._noised(clean)

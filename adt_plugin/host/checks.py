@@ -98,6 +98,19 @@ def find_family(script: str) -> Family:
     return served.get(script) or next(family for family in reversed(by_prefix) if script.startswith(family.prefix))
 
 
+def memory_levers(args: argparse.Namespace) -> Iterator[str]:
+    """Yield the host's own options that would need less memory and are not set, most useful first."""
+    for name in ("gradient_checkpointing", "cache_latents", "cache_text_encoder_outputs"):
+        if getattr(args, name, None) is False:
+            yield f"--{name}"
+    batch = getattr(args, "train_batch_size", None) or 1
+    if batch > 1:
+        yield f"--train_batch_size {batch // 2} (now {batch})"
+    optimizer = getattr(args, "optimizer_type", None) or "AdamW"
+    if optimizer.lower() == "adamw" and not getattr(args, "use_8bit_adam", False):
+        yield f"--optimizer_type AdamW8bit (now {optimizer})"
+
+
 def trained_range(args: argparse.Namespace, family: Family) -> tuple[float, float] | None:
     """Return the timesteps [low, high) that the run trains; None for all."""
     low, high = args.min_timestep, args.max_timestep

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.core.diffusion.gradient_path import Backward
 from adt_plugin.core.diffusion.samplers import Sampler
 from adt_plugin.core.discriminator import Discriminator, load_backbone
+from adt_plugin.core.distributed import world_size
 from adt_plugin.core.images.decoding import LatentDecoder, TinyDecoder, load_tiny_decoder, resolve_dtype
+from adt_plugin.core.out_of_memory import TurnOutOfMemoryError
 from adt_plugin.core.report import TurnReport
 from adt_plugin.core.rng import preserved_rng
 from adt_plugin.core.run.health import BadTurnsError, Health
+from adt_plugin.core.run.rehearsal import Headroom
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host.batch import Predicted
 from adt_plugin.host.calls import DenoiserCall
@@ -75,6 +78,8 @@ class Run:
         accelerator: the host's.
         denoiser: prepared by the host.
         turn: with its sampler, decoder and discriminator on the run's device.
+        headroom: makes the turns.
+        host_levers: sd-scripts' own options that would need less memory and are not set.
         guide: binds a batch's call as a denoiser.
         feedback: shows every turn.
         health: looks at every turn.
@@ -85,6 +90,8 @@ class Run:
     accelerator: Any
     denoiser: nn.Module
     turn: AdversarialTurn
+    headroom: Headroom
+    host_levers: tuple[str, ...]
     guide: Guide
     feedback: Feedback
     health: Health
@@ -106,25 +113,58 @@ class Run:
 
         Raises:
             BadTurnsError: too many turns in a row were not finite; the host's whole state has been saved.
+            TurnOutOfMemoryError: it does not fit into memory; what has been trained is saved.
             SeamError: guidance was asked for, and the empty prompt has never been encoded.
         """
         host_seconds = batch.host_seconds
-        report = self.turn(
-            self.guide(batch.call, lambda call: call),
-            batch.noised.latents,
-            backward=backward,
-            unroll_denoiser=self.guide(batch.call, lambda call: call.without_checkpointing),
-            overflowed=self._overflowed if self.accelerator.scaler is not None else None,
-        )
+        report = self._turn_in_memory(batch, step, backward)
         if self.config.profile:
             report.seconds["host"] = host_seconds
         self.feedback.show(report, step)
         self._examine(report)
 
+    def _turn_in_memory(self, batch: Predicted, step: int, backward: Backward) -> TurnReport:
+        try:
+            return self.headroom.make_turn(
+                step,
+                self._trained(),
+                self.guide(batch.call, lambda call: call),
+                batch.noised.latents,
+                backward=backward,
+                unroll_denoiser=self.guide(batch.call, lambda call: call.without_checkpointing),
+                overflowed=self._overflowed if self.accelerator.scaler is not None else None,
+            )
+        except TurnOutOfMemoryError as error:
+            raise TurnOutOfMemoryError(
+                error.stage, error.reason, error.in_gradient, f"{error} {self._way_out()} {self._kept(step)}"
+            ) from error
+
+    def _way_out(self) -> str:
+        """Return what sd-scripts itself could do, and where to read on."""
+        own = f"If that is not enough: {', '.join(self.host_levers)}. " if self.host_levers else ""
+        return f"{own}docs/cost.md, 'When memory runs out', has the figures."
+
+    def _kept(self, step: int) -> str:
+        """Save what has been trained, if the other processes need not be waited for, and say so."""
+        if step == 0:
+            return "Nothing has been trained yet."
+        if world_size() > 1:
+            return "With several processes nothing more is saved."
+        return f"Everything is saved in {self._save_everything()}: --resume goes on from there."
+
+    def _trained(self) -> list[nn.Parameter]:
+        """Return all that a replay may give a gradient to."""
+        parameters = dict.fromkeys([*self._optimized(), *self.denoiser.parameters()])
+        return [parameter for parameter in parameters if parameter.requires_grad]
+
+    def _optimized(self) -> Iterator[nn.Parameter]:
+        """Yield what the host's optimizers step."""
+        groups = (group for optimizer in self.accelerator._optimizers for group in optimizer.param_groups)
+        yield from (parameter for group in groups for parameter in group["params"])
+
     def _overflowed(self) -> bool:
         """Return whether the scaler will find an infinity in the gradients of the host's optimizers, and skip their step."""
-        groups = (group for optimizer in self.accelerator._optimizers for group in optimizer.param_groups)
-        gradients = [parameter.grad for group in groups for parameter in group["params"] if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self._optimized() if parameter.grad is not None]
         return bool(gradients) and not bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
 
     def _examine(self, report: TurnReport) -> None:

@@ -24,10 +24,11 @@ from adt_plugin.core.images.decoding import LatentDecoder
 from adt_plugin.core.run import state
 from adt_plugin.core.run.health import Health
 from adt_plugin.core.run.monitor import Monitor
+from adt_plugin.core.run.rehearsal import Headroom
 from adt_plugin.host import resume
 from adt_plugin.host.batch import Batch, Idle, Noised, Predicted
 from adt_plugin.host.calls import DenoiserCall
-from adt_plugin.host.checks import check_processes, trained_range
+from adt_plugin.host.checks import check_processes, memory_levers, trained_range
 from adt_plugin.host.conventions import only_tensor
 from adt_plugin.host.families import ACCELERATOR, METADATA, METADATA_OBJECT, Family
 from adt_plugin.host.feedback import Feedback
@@ -230,6 +231,8 @@ class Session:
             accelerator=accelerator,
             denoiser=self.found["denoiser"],
             turn=turn,
+            headroom=Headroom(turn),
+            host_levers=tuple(memory_levers(self.args)),
             guide=self.guidance.guided if self.guidance else unguided,
             feedback=self.found["feedback"],
             health=Health(self.config.max_bad_turns, turn.loss),

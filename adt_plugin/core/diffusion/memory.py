@@ -68,6 +68,11 @@ class GraphMemory:
         """Return whether the next turn on latents of this shape keeps the graphs of its trained steps."""
         return self.mode == "fast" or self.fits.get(latents.shape, False)
 
+    def keep_none(self) -> None:
+        """Replay from now on."""
+        self.mode = "low"
+        self.fits.clear()
+
     def measuring(self, backward: Backward, denoiser: Denoiser, latents: Tensor) -> Backward:
         """Return `backward`, made to decide about this shape when it is first called: a replayed step's graph is whole then."""
         probe = self.probe(latents.device) if self.mode == "auto" and latents.shape not in self.fits else None

@@ -18,7 +18,12 @@ class Offload:
     """
 
     def __init__(self, modules: Sequence[nn.Module], enabled: bool) -> None:
+        self.known = list(modules)
         self.modules = list(modules) if enabled else []
+
+    def enable(self) -> None:
+        """Send the modules home, and keep them there from now on."""
+        self.modules = [module.to("cpu") for module in self.known]
 
     @contextmanager
     def resident(self, device: torch.device) -> Iterator[None]:

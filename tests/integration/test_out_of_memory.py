@@ -1,0 +1,65 @@
+"""Rehearsals, and memory that runs out, in runs of the real host."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from adtruns import assert_same_weights, assert_trained_with_adt, rows
+
+from adt_plugin.core.run import state
+from tinyhost.models import HostModel
+from tinyhost.run import SCRIPT, CompletedRun, TinyRun, host_arguments, host_environment, run_to_end
+
+Options = tuple[str | Path, ...]
+OBSERVER = Path(__file__).with_name("scarce.py")
+DROPOUT = ("--network_dropout", "0.2", "--max_train_steps", "4")
+
+ScarceRun = Callable[..., tuple[CompletedRun, list[int]]]
+
+
+@pytest.fixture
+def run_scarce(host_dir: Path, tiny_sd: HostModel, tiny_images: Path, adt_options: Options, tmp_path: Path) -> ScarceRun:
+    """Run the host where memory is limited; the run, and the turns made before each rehearsal."""
+
+    def run(*options: str, scarce: str = "") -> tuple[CompletedRun, list[int]]:
+        arguments = [*host_arguments(SCRIPT, tiny_sd, tiny_images, tmp_path), *adt_options, *options]
+        environment = host_environment(tiny_sd.family, tmp_path, hub_cache=tiny_sd.tokenizers) | {"ADT_SCARCE": scarce}
+        result = tmp_path / "rehearsed.json"
+        command = [str(part) for part in (sys.executable, OBSERVER, result, SCRIPT, *arguments)]
+        completed = CompletedRun(*run_to_end(command, host_dir, environment, 200), tmp_path)
+        return completed, json.loads(result.read_text())
+
+    return run
+
+
+def test_rehearsals_change_no_bit_of_a_run(run_tiny: TinyRun, run_scarce: ScarceRun, adt_options: Options) -> None:
+    plain = run_tiny(*DROPOUT, *adt_options)
+    limited, rehearsed = run_scarce(*DROPOUT)
+    assert rehearsed == [0, 1]  # before the first turn, and when the optimizer has its moments
+    assert_same_weights(plain, limited)
+    for row, other in zip(rows(plain), rows(limited), strict=True):
+        assert row == other
+
+
+def test_auto_steps_down_and_trains(run_scarce: ScarceRun) -> None:
+    run, _ = run_scarce("--max_train_steps", "3", "--adt_memory", "auto", scarce="unroll")
+    assert_trained_with_adt(run, turns=3)
+    assert " ".join(run.log.split()).count("it goes on with --adt_offload (now off).") == 1
+
+
+def test_memory_that_runs_out_in_a_turn_ends_the_run_with_its_state_and_what_to_set(
+    run_scarce: ScarceRun, run_tiny: TinyRun, adt_options: Options
+) -> None:
+    run, _ = run_scarce("--max_train_steps", "6", scarce="replay")
+    assert run.returncode == 1 and len(rows(run)) == 2
+    sentence = " ".join(run.stderr.split("adt_plugin: ")[1].split())
+    assert sentence.startswith("memory ran out in a turn's stage 'replay' on latents (1, 4, 8, 8) (CUDA out of memory.")
+    assert "set --adt_offload (now off)." in sentence and "--gradient_checkpointing" in sentence
+    folder = run.output_dir / "tiny-adt-stopped-state"
+    assert (folder / state.TENSORS).is_file() and str(folder).replace(" ", "") in sentence.replace(" ", "")
+    resumed = run_tiny("--max_train_steps", "4", *adt_options, "--resume", folder).check()
+    assert [row["turn"] for row in rows(resumed)][:1] == [3]
