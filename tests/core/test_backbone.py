@@ -210,6 +210,25 @@ def test_pickled_weights_are_refused(tiny_dino: Path, tmp_path: Path) -> None:
         load_backbone(str(tmp_path))
 
 
+def test_an_adapter_is_refused_before_its_base_is_looked_up(
+    tiny_dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peft is installed: transformers would load the base that the adapter names, and its pickled weights."""
+    pytest.importorskip("peft")
+    folder = Path(shutil.copytree(tiny_dino, tmp_path / "adapter"))
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/else"}))
+    torch.save({}, folder / "adapter_model.bin")
+
+    def looked_at(*args: object, **kwargs: object) -> None:
+        raise AssertionError("transformers has seen it")
+
+    monkeypatch.setattr("transformers.AutoImageProcessor.from_pretrained", looked_at)
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", looked_at)
+    with pytest.raises(ConfigError, match=r"^--adt_backbone \S+ is an adapter \(it has an adapter_config.json\).*merge it") as caught:
+        load_backbone(str(folder))
+    assert "\n" not in str(caught.value)
+
+
 # timm
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)

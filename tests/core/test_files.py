@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -23,10 +24,48 @@ def test_writing_replaces_the_file_and_leaves_no_temporary(tmp_path: Path) -> No
 def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     write_atomically(path, "old")
-    with pytest.raises(KeyboardInterrupt), replacement(path) as temporary:
-        temporary.write_text("half")
+    with pytest.raises(KeyboardInterrupt), replacement(path) as file:
+        file.write(b"half")
         raise KeyboardInterrupt
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_that_lies_where_the_temporary_file_would_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "state"
+    victim.write_text("precious")
+    monkeypatch.setattr("secrets.token_hex", lambda size: "guessed")
+    (tmp_path / ".state.guessed.partial").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        write_atomically(path, "new")
+    assert victim.read_text() == "precious" and not path.exists()
+
+
+def test_two_writes_choose_two_names(tmp_path: Path) -> None:
+    with replacement(tmp_path / "x") as first, replacement(tmp_path / "x") as second:
+        assert first.name != second.name
+        assert len(list(tmp_path.glob(".x.*.partial"))) == 2
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault comes late, where a disk with delayed allocation says it."""
+    path = tmp_path / "state"
+    write_atomically(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "state", "new")
+    (tmp_path / "other").write_text("new")
+    assert (tmp_path / "state").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_the_content_is_on_the_disk_before_the_file_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,7 @@ def load_transformers(name: str, blocks: Sequence[int] | None, dtype: torch.dtyp
     import transformers
 
     auto: Any = transformers  # partly untyped
+    _refuse_adapter(auto, name)
     try:
         # Said explicitly: left out, transformers asks on the terminal whether to run a model's own code.
         processor = auto.AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
@@ -134,6 +135,23 @@ def load_transformers(name: str, blocks: Sequence[int] | None, dtype: torch.dtyp
         raise _no_square_patches(name, type(model).__name__)
     chosen = choose_blocks(name, blocks, depth)
     return TokenGrids(model, processor.image_mean, processor.image_std, chosen, processor_size(processor)).to(dtype)
+
+
+def _refuse_adapter(transformers: Any, name: str) -> None:
+    """Refuse it before transformers, where peft is installed, loads the base that it names, and weights that may be pickled.
+
+    Raises:
+        ConfigError: it is one, or cannot be looked at.
+    """
+    try:
+        found = transformers.utils.find_adapter_config_file(name)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, Path(name), error) from error
+    if found is not None:
+        raise ConfigError(
+            f"--adt_backbone {name} is an adapter (it has an adapter_config.json), not a whole model: merge it into its base "
+            "and save that, or use the base."
+        )
 
 
 def processor_size(processor: Any) -> int | None:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+"""A new file, never one that somebody has put there before, nor what a link of that name leads to."""
 
 
 @contextmanager
-def replacement(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to, which takes its place if the block ends without an error.
+def replacement(path: Path) -> Iterator[BinaryIO]:
+    """Give a new file beside `path` to write to, which takes its place if the block ends without an error.
 
     An interruption leaves neither half a file under the final name nor the temporary one. The folder is made.
+
+    Raises:
+        OSError: the file cannot be made or written, as on a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    descriptor = os.open(temporary, EXCLUSIVE, 0o666)
     try:
-        yield temporary
+        with open(descriptor, "wb") as file:
+            yield file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -25,7 +35,7 @@ def replacement(path: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write bytes, or text as UTF-8, by way of `replacement`; on the disk before the file takes its name."""
-    with replacement(path) as temporary, temporary.open("wb") as file:
+    with replacement(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
