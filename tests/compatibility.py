@@ -22,7 +22,7 @@ Cell = dict[str, Any]
 WORDS = {"passed": "works", "failed": "FAILS", "skipped": "not in this version"}
 
 NOT_RUN = {
-    "`--mixed_precision fp16`, `--full_fp16`": "accelerate refuses them on a CPU; docs/reliability.md has what was tested",
+    "`--full_fp16`": "accelerate refuses fp16 on a CPU; `--mixed_precision fp16` runs with a CPU's loss scaler in its place",
     "LoRA with several processes": "fails in the plain host on a CPU; docs/reliability.md has what was tested",
     "`--xformers`, `--mem_eff_attn`, sage attention": "need a GPU",
     "8-bit and paged optimizers": "need a GPU",

@@ -115,12 +115,13 @@ class AdversarialTurn:
         """Return whether the next batch, of the optimizer step of this number (from 0), has a turn."""
         return self.schedule.due(step, self.turns)
 
-    def watch(self, prediction: Tensor, loss_scale: float = 1.0) -> None:
+    def watch(self, prediction: Tensor, loss_scale: Tensor | float = 1.0) -> None:
         """Note the norm of the diffusion loss's gradient at the denoiser's output, when its backward comes.
 
         Args:
             prediction: the denoiser's output in the diffusion loss, of any shape; not changed.
-            loss_scale: factor by which the backward pass multiplies the loss (gradient scaler, 1 / accumulation steps).
+            loss_scale: factor by which the backward pass multiplies the loss (gradient scaler, 1 / accumulation steps); a
+                0-dim tensor leaves a scaler's on the device.
         """
 
         def note(gradient: Tensor) -> None:
@@ -186,9 +187,10 @@ class AdversarialTurn:
                     # dL/dtheta = dL_diff/dtheta + sum over i in M of lambda (dL_G/do_i) (do_i/dtheta)
                     replay(denoiser, path, gradients.vectors, self.memory.measuring(backward, denoiser, clean))
             with clock.stage("discriminator"):
-                self._step_heads(features, sound, overflowed)
+                overflows = sound and self._overflows(overflowed)
+                self._step_heads(features, sound and not overflows)
         values = {"loss_g": loss_g, "loss_d": loss_d, "score_real": score_real, "score_gen": score_gen}
-        return self._report(values, gradients, sound, start, clock, (gen, real, scores))
+        return self._report(values, gradients, sound, start, clock, (gen, real, scores), overflows)
 
     def _noised(self, clean: Tensor) -> tuple[int, Tensor]:
         """Draw the start s, the same on every process, and the noise, another on each."""
@@ -240,13 +242,16 @@ class AdversarialTurn:
     def _head_gradients(self, features: PairFeatures) -> tuple[Tensor, Tensor, Tensor]:
         return discriminator_gradients(self.discriminator, features, self.loss, self.config.disc_penalty)
 
-    def _step_heads(self, features: PairFeatures, sound: bool, overflowed: Callable[[], bool] | None) -> None:
-        """Step the heads, then further times on turns of the history.
+    def _overflows(self, overflowed: Callable[[], bool] | None) -> bool:
+        """Return whether the loop's own step will be skipped in any process."""
+        if overflowed is None:
+            return False
+        device = next(self.discriminator.parameters()).device
+        return not all_processes_agree(torch.tensor(not overflowed(), device=device))
 
-        Not at all where the turn was not finite or the loop's own step will be skipped in any process.
-        """
-        device = features.real[0].device
-        if sound and (overflowed is None or all_processes_agree(torch.tensor(not overflowed(), device=device))):
+    def _step_heads(self, features: PairFeatures, learn: bool) -> None:
+        """Step the heads, then further times on turns of the history; if they are not to learn, forget their gradient."""
+        if learn:
             self.optimizer.step()
             self.history.add(features)
             for _ in range(self.config.disc_steps - 1):
@@ -262,16 +267,17 @@ class AdversarialTurn:
         start: int,
         clock: StageClock,
         images: tuple[Tensor, Tensor, Tensor],
+        overflows: bool,
     ) -> TurnReport:
-        """Count the turn, and fetch all numbers from the device at once."""
+        """Count the turn, unless it is of the warm-up and taught nothing, and fetch all numbers from the device at once."""
         zero, diffusion = torch.zeros_like(values["loss_d"]), self.balance.diffusion.value
         values |= {"grad_norm": gradients.applied if sound else zero, "grad_norm_raw": gradients.raw}
         values |= {"grad_norm_diffusion": zero if diffusion is None else diffusion}
         numbers, step_grad_norms = fetch(values, gradients.by_step)
-        warmup = self.schedule.in_warmup(self.turns)
-        self.turns += 1
+        warmup, turn = self.schedule.in_warmup(self.turns), self.turns + 1
+        self.turns = self.turns if warmup and overflows else turn  # the next one is made under the same number
         return TurnReport(
-            turn=self.turns,
+            turn=turn,
             warmup=warmup,
             start=start,
             grad_positions=list(gradients.vectors),

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError  # type: ignore[attr-defined]
+
 from adt_plugin.core.config import DiscriminatorConfig
 from adt_plugin.core.discriminator import Discriminator
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.run import state
-from adt_plugin.host.seams import Undo, ending_the_run
+from adt_plugin.host.seams import Function, Undo, ending_the_run, patch_attribute
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,43 @@ def on_load(accelerator: Any, read: Callable[[Path], None]) -> Undo:
         read(Path(folder))
 
     return _removing(accelerator.register_load_state_pre_hook(load))
+
+
+def on_full_disk(accelerator: Any, whole: list[Path]) -> Undo:
+    """Note every state folder that the host has saved whole; one that the disk refuses ends the run with a sentence.
+
+    Args:
+        whole: folders of whole states, the newest last; the host may remove old ones.
+    """
+
+    def around_save_state(original: Function) -> Function:
+        def save_state(output_dir: str | None = None, *args: Any, **kwargs: Any) -> Any:
+            try:
+                saved = original(output_dir, *args, **kwargs)
+            except (OSError, SafetensorError, RuntimeError) as error:
+                if not _is_of_the_disk(error):
+                    raise
+                raise state.StateError(_not_saved(Path(output_dir or accelerator.project_dir), whole, error)) from error
+            whole.append(Path(saved))
+            return saved
+
+        return save_state
+
+    return patch_attribute(accelerator, "save_state", around_save_state)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Return whether a file could not be written; torch and safetensors have no class for it."""
+    return isinstance(error, OSError) or any(
+        word in str(error) for word in ("PytorchStreamWriter", "inline_container", "os error")
+    )
+
+
+def _not_saved(folder: Path, whole: list[Path], error: Exception) -> str:
+    last = next((known for known in reversed(whole) if known.is_dir() and known != folder), None)
+    way_out = f"the last whole one is {last}, --resume goes on from there" if last else "there is no earlier one"
+    reason = str(error).strip().splitlines()[0]
+    return f"the state {folder} could not be saved ({reason}): make room and delete it; {way_out}."
 
 
 def _removing(handle: Any) -> Undo:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adt_plugin.core.config import NO_WEIGHTS, OWN_DECODER, ADTConfig
 from adt_plugin.core.diffusion.denoiser import Denoiser
@@ -99,10 +99,13 @@ class Run:
     name: str
 
     @property
-    def loss_scale(self) -> float:
-        """The factor by which the host's backward pass multiplies its loss."""
-        scaler = self.accelerator.scaler
-        return float((scaler.get_scale() if scaler is not None else 1.0) / self.accelerator.gradient_accumulation_steps)
+    def loss_scale(self) -> Tensor | float:
+        """The factor by which the host's backward pass multiplies its loss; a tensor under a loss scaler.
+
+        Asking the scaler to scale a one, not for its number, leaves the answer on the device: nothing waits for it.
+        """
+        scaler, share = self.accelerator.scaler, 1 / self.accelerator.gradient_accumulation_steps
+        return share if scaler is None else scaler.scale(torch.full((), share, device=self.accelerator.device))
 
     def make_turn(self, batch: Predicted, step: int, backward: Backward) -> None:
         """Make a turn on a batch and show it.

@@ -93,6 +93,7 @@ class Session:
         self.vae_seam = family.vae[0]
         self.found, self.undos = Findings(), contextlib.ExitStack()
         self.batch: Batch = Idle()
+        self.whole_states: list[Path] = []
         self.optimizer_steps = 0
         self.backward_seen = False
 
@@ -148,8 +149,10 @@ class Session:
         return noising
 
     def _around_metadata(self, original: Function) -> Function:
+        own = {} if getattr(self.args, "no_metadata", False) else metadata(self.config)
+
         def with_options(*args: Any, **kwargs: Any) -> dict[str, str]:
-            saved: dict[str, str] = original(*args, **kwargs) | metadata(self.config)
+            saved: dict[str, str] = original(*args, **kwargs) | own
             return saved
 
         return with_options
@@ -167,6 +170,7 @@ class Session:
         self._remember(patch_attribute(accelerator, "prepare", self._around_prepare))
         self._remember(patch_attribute(accelerator, "backward", self._around_backward))
         self._remember(resume.on_load(accelerator, self.on_resume))
+        self._remember(resume.on_full_disk(accelerator, self.whole_states))
         name, folder = run_name(self.args), Path(self.args.output_dir)
         rows = Monitor(folder, name, self.config.pictures_every, metadata(self.config)) if accelerator.is_main_process else None
         self.found.bring("feedback", Feedback(accelerator, rows, self.undos))
@@ -209,6 +213,7 @@ class Session:
         Raises:
             StateError: it does not fit.
         """
+        self.whole_states.append(folder)
         self.found.bring("state", resume.read_state(folder, self.config, self.models.discriminator))
 
     @cached_property

@@ -224,7 +224,9 @@ def test_an_adapter_is_refused_before_its_base_is_looked_up(
 
     monkeypatch.setattr("transformers.AutoImageProcessor.from_pretrained", looked_at)
     monkeypatch.setattr("transformers.AutoModel.from_pretrained", looked_at)
-    with pytest.raises(ConfigError, match=r"^--adt_backbone \S+ is an adapter \(it has an adapter_config.json\).*merge it") as caught:
+    with pytest.raises(
+        ConfigError, match=r"^--adt_backbone \S+ is an adapter \(it has an adapter_config.json\).*merge it"
+    ) as caught:
         load_backbone(str(folder))
     assert "\n" not in str(caught.value)
 

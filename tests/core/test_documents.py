@@ -15,6 +15,7 @@ from diffusers import DDPMScheduler
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.report import TurnReport
+from adt_plugin.core.run.monitor import KEYS, ROW, SHOWN
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.cost.cli import flattened
 from adt_plugin.host.checks import REFUSED
@@ -200,6 +201,16 @@ def test_the_compatibility_page_has_every_trainer_and_every_refused_option() -> 
     assert all(f"| `{script}` | {family.name} |" in page for family in FAMILIES for script in family.scripts)
     assert all(f"| `--{name}` | {reason} |" in page for name, reason in REFUSED.items())
     assert "FAILS" not in page
+
+
+def test_the_names_in_rows_are_those_that_the_options_page_explains() -> None:
+    """In rows without `adt/`, in trackers with it."""
+    page = (REPOSITORY / "docs" / "options.md").read_text(encoding="utf-8").partition("## What the numbers mean")[2]
+    named = {name for line in re.findall(r"^\| (`[^|]*) \|", page, flags=re.M) for name in re.findall(r"`([\w/]+)`", line)}
+    in_rows = {KEYS.get(name, name) for name in ROW} | {"step"}
+    assert {f"adt/{name}" for name in SHOWN} <= named
+    assert {name for name in in_rows if name not in SHOWN} <= named
+    assert {name.removeprefix("adt/") for name in named if name.startswith("adt/")} <= in_rows
 
 
 def test_every_test_that_a_promise_names_exists() -> None:

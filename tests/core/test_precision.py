@@ -125,6 +125,23 @@ def test_a_step_that_the_scaler_skips_is_skipped_by_the_heads_too() -> None:
     assert loop.net.first.weight.isfinite().all() and 1.0 <= loop.scaler.get_scale() < 2.0**40
 
 
+def test_a_turn_of_the_warmup_that_the_scaler_skips_is_made_again() -> None:
+    """A warm-up of 3 is 3 looks of the discriminator from which it learns, however long the scaler searches for its scale."""
+    loop = Loop(torch.float16, 2.0**30, warmup=3, every=1)
+    seen = []
+    for _ in range(40):
+        before = heads(loop.turn)
+        loop.diffusion(1.0)
+        report = loop.adversarial()
+        loop.step()
+        seen.append((report.warmup, report.turn, not same(before, heads(loop.turn))))
+        if not report.warmup:
+            break
+    assert seen[0] == (True, 1, False)  # the scale is too high
+    assert [turn for warmup, turn, learned in seen if learned][:3] == [1, 2, 3]
+    assert seen[-1][:2] == (False, 4)
+
+
 def scaled_by(value: float) -> Callable[[Tensor], Tensor]:
     return lambda latents: toy_decode(latents) * value
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,19 +60,47 @@ def test_a_decoder_that_gives_nan_ends_the_run_with_its_state_saved(
     assert all(tensor.isfinite().all() for tensor in resumed.saved().values())
 
 
-def killed_after(state_file: Path, arguments: list[str], host_dir: Path, environment: dict[str, str]) -> None:
-    """Start the host, and end it with signal 9 as soon as the file is there."""
+SAVING = ("--max_train_steps", "1000", "--save_state", "--save_every_n_steps", "1")
+
+
+@contextlib.contextmanager
+def running_until(
+    state_file: Path, arguments: list[str], host_dir: Path, environment: dict[str, str]
+) -> Iterator[subprocess.Popen[str]]:
+    """Start the host, and give its process as soon as the file is there; ended with signal 9 at the latest."""
     process = subprocess.Popen(
         [sys.executable, SCRIPT, *arguments], cwd=host_dir, env=environment, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
         while not state_file.exists():
             assert process.poll() is None and time.monotonic() < deadline, "the host ended by itself"
             time.sleep(0.002)
+        yield process
     finally:
         end_group(process)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit")
+def test_a_disk_that_refuses_a_state_ends_the_run_with_the_last_whole_one_named(
+    run_tiny: TinyRun, host_dir: Path, tiny_sd: HostModel, tiny_images: Path, adt_options: Options, tmp_path: Path
+) -> None:
+    """From some moment on no file may be larger than half of the plugin's; the host's own are smaller here."""
+    arguments = [*host_arguments(SCRIPT, tiny_sd, tiny_images, tmp_path), *map(str, (*SAVING, *adt_options))]
+    environment = host_environment(tiny_sd.family, tmp_path, hub_cache=tiny_sd.tokenizers)
+    import resource
+
+    third = tmp_path / "tiny-step00000003-state" / state.TENSORS
+    with running_until(third, arguments, host_dir, environment) as process:
+        room = third.stat().st_size // 2
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, room))
+        _, log = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in log and log.count("adt_plugin: ") == 1, log[-3000:]
+    named = re.search(r"could not be saved \(.*\): make room and delete it; the last whole one is (\S+), --resume", log)
+    assert named, log[-2000:]
+    run = run_tiny("--max_train_steps", "4", *adt_options, "--resume", named[1]).check()
+    assert rows(run)[0]["turn"] == json.loads((Path(named[1]) / state.MANIFEST).read_text())["turns"] + 1
 
 
 def test_a_killed_run_goes_on_from_its_last_state(
@@ -79,10 +111,10 @@ def test_a_killed_run_goes_on_from_its_last_state(
     adt_options: Options,
     tmp_path: Path,
 ) -> None:
-    saving = ("--max_train_steps", "1000", "--save_state", "--save_every_n_steps", "1")
-    arguments = [*host_arguments(SCRIPT, tiny_sd, tiny_images, tmp_path), *map(str, (*saving, *adt_options))]
+    arguments = [*host_arguments(SCRIPT, tiny_sd, tiny_images, tmp_path), *map(str, (*SAVING, *adt_options))]
     environment = host_environment(tiny_sd.family, tmp_path, hub_cache=tiny_sd.tokenizers)
-    killed_after(tmp_path / "tiny-step00000003-state" / state.TENSORS, arguments, host_dir, environment)
+    with running_until(tmp_path / "tiny-step00000003-state" / state.TENSORS, arguments, host_dir, environment):
+        pass  # which ends it
     for path in tmp_path.glob(f"*-state/{state.TENSORS}"):
         with safe_open(path, framework="pt") as file:
             assert "manifest" in file.metadata()

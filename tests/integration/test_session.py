@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 from diffusers import DDPMScheduler
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.host import resume
 from adt_plugin.host.batch import Noised
 from adt_plugin.host.families import SD
 from adt_plugin.host.seams import ending_the_run, patch_attribute
@@ -193,6 +196,19 @@ def test_a_loss_scaler_changes_neither_the_balance_nor_the_sum(tmp_path: Path, t
     assert norms[0] > 0
 
 
+def test_nothing_asks_the_scaler_for_its_number(tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's scaler keeps it on the device: a number in every micro-batch would wait for it."""
+    host = Host(tmp_path, tiny_dino)
+    host.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    asked = []
+    monkeypatch.setattr(torch.amp.GradScaler, "get_scale", lambda self: asked.append(self) or 1024.0)
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    host.accelerator.backward(host.forward())
+    assert host.session.run.turn.turns == 1 and not asked
+    assert isinstance(host.session.run.loss_scale, Tensor) and host.session.run.loss_scale == 1024.0
+
+
 def test_accumulation_divides_the_sum_and_changes_not_the_balance(
     tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,3 +308,60 @@ def test_a_second_run_in_the_process_finds_the_host_as_it_was(host: Host) -> Non
     assert "set_postfix" in vars(tqdm.std.tqdm) and hasattr(tqdm.std.tqdm.set_postfix, "_adt_undo")
     host.session.uninstall()
     assert not hasattr(tqdm.std.tqdm.set_postfix, "_adt_undo")
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_no_metadata_is_heeded(host: Host, refused: bool) -> None:
+    host.args.no_metadata = refused
+    saved = host.session._around_metadata(lambda: {"modelspec.title": "x"})()
+    assert saved["modelspec.title"] == "x"
+    assert any(key.startswith("ss_adt_") for key in saved) is not refused
+
+
+FULL = {
+    "python": OSError(errno.ENOSPC, "No space left on device"),
+    "safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    "torch": RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0"),
+}
+
+
+@pytest.mark.parametrize("fault", FULL.values(), ids=FULL)
+def test_a_state_that_the_disk_refuses_names_the_last_whole_one(tmp_path: Path, fault: Exception) -> None:
+    accelerator = FullDisk(fault)
+    undo = resume.on_full_disk(accelerator, [])
+    with pytest.raises(SystemExit, match=r"could not be saved \(.*\): make room and delete it; there is no earlier one\.$"):
+        accelerator.full = True
+        accelerator.save_state(str(tmp_path / "step1"))
+    accelerator.full = False
+    for name in ("step1", "step2", "step3"):
+        assert accelerator.save_state(str(tmp_path / name)) == str(tmp_path / name)
+    (tmp_path / "step3").rmdir()  # as --save_last_n_steps_state does
+    accelerator.full = True
+    with pytest.raises(SystemExit) as ended:
+        accelerator.save_state(str(tmp_path / "step4"))
+    assert f"the last whole one is {tmp_path / 'step2'}, --resume goes on from there" in str(ended.value)
+    assert "\n" not in str(ended.value)
+    undo()
+    with pytest.raises(type(fault)):
+        accelerator.save_state(str(tmp_path / "step4"))
+
+
+def test_another_error_at_a_states_saving_is_left_alone(tmp_path: Path) -> None:
+    accelerator = FullDisk(RuntimeError("a fault of the host"))
+    accelerator.full = True
+    resume.on_full_disk(accelerator, [])
+    with pytest.raises(RuntimeError, match="a fault of the host"):
+        accelerator.save_state(str(tmp_path))
+
+
+class FullDisk:
+    """An accelerator whose disk is full or not."""
+
+    def __init__(self, fault: Exception) -> None:
+        self.fault, self.full = fault, False
+
+    def save_state(self, output_dir: str) -> str:
+        if self.full:
+            raise self.fault
+        Path(output_dir).mkdir()
+        return output_dir

@@ -145,6 +145,22 @@ def test_combinations_train(
     assert_trained_with_adt(run_tiny(*STEPS, *adt_options, *options), turns=4)
 
 
+def test_fp16_trains_once_the_loss_scaler_has_found_its_scale(
+    run_tiny: TinyRun, adt_options: tuple[str | Path, ...], cell: Callable[..., None]
+) -> None:
+    """The kit steps over accelerate's refusal. The scale is too high at first: that turn of the warm-up is made again."""
+    cell("train_network.py", "--mixed_precision fp16")
+    options = ("--mixed_precision", "fp16", "--max_train_steps", "6")
+    run = run_tiny(*STEPS, *adt_options, *options, env={"TINYHOST_FP16": str(2.0**30)}).check()
+    assert all(tensor.isfinite().all() for tensor in run.saved().values())
+    turns = rows(run)
+    numbers = [row["turn"] for row in turns]
+    skipped = numbers.count(1) - 1
+    assert len(turns) == 6 and 0 < skipped < 4 and numbers[skipped:] == list(range(1, 7 - skipped))
+    assert [row["warmup"] for row in turns] == [number == 1 for number in numbers]
+    assert not any(row["skipped"] for row in turns) and all(row["grad_norm"] > 0 for row in turns if row["turn"] > 1)
+
+
 def host_mentions(host_dir: Path, word: str) -> bool:
     return any(word in path.read_text(encoding="utf-8") for path in (host_dir / "library").glob("*.py"))
 

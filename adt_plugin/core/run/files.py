@@ -26,7 +26,7 @@ def replacement(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     descriptor = os.open(temporary, EXCLUSIVE, 0o666)
     try:
-        with open(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             yield file
         temporary.replace(path)
     finally:

@@ -3,10 +3,12 @@
 Python imports `sitecustomize` by itself when it starts, so `python train_network.py ...` and `accelerate launch
 train_network.py ...` need no wrapper script: nothing stands between the test and the real entry point.
 
-Two things happen, each right after the module concerned has been executed, and nothing before that:
+Three things happen, each right after the module concerned has been executed, and nothing before that:
 
 * `torchvision.extension`: where torchvision's C extension does not load (a CPU build of torch has no matching build of
   torchvision on PyPI), the two operators that the package registers at import are declared. They never run.
+* `accelerate.accelerator`: if `TINYHOST_FP16` holds a number, `--mixed_precision fp16`, which accelerate ignores or refuses
+  on a CPU, is what it is on a GPU: half-precision autocast, and a loss scaler that starts from that number.
 * `library.*`: if `TINYHOST_FAMILY` names a family, the host's size constants are shrunk by that family's `AFTER_IMPORT`.
 
 Only the standard library is imported here, and torch only once torchvision has imported it anyway.
@@ -21,6 +23,7 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 Action = Callable[[ModuleType], None]
 
@@ -89,6 +92,21 @@ def declare_operators(extension: ModuleType) -> None:
         extension._tinyhost_library.define(operator)
 
 
+def scale_losses_on_a_cpu(accelerator: ModuleType) -> None:
+    """Give every accelerator of fp16 a CPU's loss scaler, whose scale falls fast."""
+    import torch
+
+    made = accelerator.Accelerator.__init__
+
+    def with_scaler(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        if self.mixed_precision == "fp16" and self.scaler is None:
+            self.native_amp = True
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=float(os.environ["TINYHOST_FP16"]), backoff_factor=2.0**-10)
+
+    accelerator.Accelerator.__init__ = with_scaler
+
+
 def family_actions(name: str) -> dict[str, Action]:
     """`AFTER_IMPORT` of families/<name>.py. The kit is loaded by path, so that nothing of it enters `sys.path`."""
     from importlib.util import module_from_spec, spec_from_file_location
@@ -105,6 +123,8 @@ def install(family: str | None = None) -> AfterImport:
         if type(finder).__name__ == AfterImport.__name__:
             return finder
     actions: dict[str, Action] = {"torchvision.extension": declare_operators}
+    if os.environ.get("TINYHOST_FP16"):
+        actions["accelerate.accelerator"] = scale_losses_on_a_cpu
     if family:
         actions |= family_actions(family)
     finder = AfterImport(actions)
