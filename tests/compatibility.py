@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adt_plugin.host.checks import OTHER_TRAINERS, REFUSED, REFUSED_IN_DATA
+from adt_plugin.host.checks import OTHER_TRAINERS, REFUSED
 from adt_plugin.host.families import FAMILIES
 
 Cell = dict[str, Any]
@@ -102,9 +102,7 @@ def page(cells: list[Cell]) -> Iterator[str]:
     yield "\n## Refused\n"
     yield "Each ends the run in one sentence, before models are loaded.\n"
     yield from table(["option", "because it"], ([f"`--{name}`", reason] for name, reason in REFUSED.items()))
-    in_data = ", ".join(f"`{name}` ({reason})" for name, reason in REFUSED_IN_DATA.items())
-    yield f"\nIn a `--dataset_config`: {in_data}.\n"
-    yield "## Not run\n"
+    yield "\n## Not run\n"
     yield from table(["what", "why"], ([what, why] for what, why in NOT_RUN.items()))
 
 

@@ -21,6 +21,7 @@ from adt_plugin.core.discriminator.history import FeatureHistory
 from adt_plugin.core.discriminator.losses import LOSSES
 from adt_plugin.core.distributed import all_finite, all_processes_agree, all_reduce_mean, all_reduce_norm, rank
 from adt_plugin.core.images.crop import Crop, draw_crop
+from adt_plugin.core.images.mask import draw_crop_on, paste, resized
 from adt_plugin.core.images.offload import Offload
 from adt_plugin.core.report import StageClock, TurnReport, fetch
 from adt_plugin.core.rng import draw_seed, preserved_rng
@@ -35,7 +36,7 @@ class GeneratorGradients:
     Attributes:
         vectors: position -> gradient as it will be applied, `(B, C, h, w)`; empty where no step carries gradient.
         raw: norm over these positions before balancing; 0 where there are none.
-        applied: the same after balancing.
+        applied: the same after balancing and weighing.
         by_step: norm at every step walked, before balancing; empty where no step carries gradient.
     """
 
@@ -139,6 +140,8 @@ class AdversarialTurn:
         backward: Backward = torch.Tensor.backward,
         unroll_denoiser: Denoiser | None = None,
         overflowed: Callable[[], bool] | None = None,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> TurnReport:
         """Run one turn.
 
@@ -151,6 +154,10 @@ class AdversarialTurn:
             unroll_denoiser: a cheaper way to call the same network without gradient; None uses `denoiser`.
             overflowed: asked after the replay, whether the loop's loss scaler has an infinity in `p.grad` and will skip its
                 step; the heads then skip theirs.
+            mask: what of each image the diffusion loss trains, `(B, 1, H, W)` in [0, 1] at any size: the real image is pasted
+                over the rest of the generated one. None trains all of it.
+            weights: of the images in the diffusion loss, `(B,)`: each image's gradient is multiplied by its own, after the
+                balance. None weighs all alike.
 
         Raises:
             TurnOutOfMemoryError: the device's memory ran out.
@@ -163,19 +170,21 @@ class AdversarialTurn:
                 positions = self._draw_grad_positions(start)
                 # for i = s..1:  o_i = f(sg(x_i), t_i, c);  x_{i-1} = S(x_i, o_i)
                 path = self._walk(denoiser, unroll_denoiser or denoiser, noised, start, positions)
-            crop, trains = self._draw_crop(clean), bool(positions)
+            crop, trains = self._draw_crop(clean, mask), bool(positions)
             with self.offload.resident(clean.device):
                 with clock.stage("decode"):
                     # real = Dec(x_0);  gen = Dec(x_0'); the real one first, while no graph of the decoder lies in memory
                     real = decode_real(self.decode, clean, crop) if real is None else crop.apply(real, self.latent_pixels)
                     gen = decode_generated(self.decode, path.latents, crop, with_graph=trains)
+                    # gen = M gen + (1 - M) real
+                    gen = gen if mask is None else paste(gen, real, self._cropped(mask, clean, crop))
                 with clock.stage("observe"):
                     # L_G = - D(gen, real), both under the same augmentation
                     features = self.discriminator.pair_features(gen, real)
                     scores, loss_g = score_generated(self.discriminator, features, self.loss, with_graph=trains)
                 with clock.stage("gradient"):
                     # lambda dL_G/do_i for i in M
-                    gradients = self._generator_gradients(loss_g, path, positions)
+                    gradients = self._generator_gradients(loss_g, path, positions, weights)
             with clock.stage("discriminator"):
                 # L_D: two views of real up, (gen, real) down, each pair of two augmentations; and the penalty of steep scores
                 features = features.detached()  # the graph through decoder and backbone goes
@@ -213,14 +222,24 @@ class AdversarialTurn:
         seeds = [draw_seed(self.noise_generator) for _ in range(start)]
         return self.unroll(unroll_denoiser, self.sampler, noised, seeds, positions, bool(positions), graph_denoiser)
 
-    def _draw_crop(self, clean: Tensor) -> Crop:
-        """Draw one crop for both images of all pairs."""
+    def _draw_crop(self, clean: Tensor, mask: Tensor | None) -> Crop:
+        """Draw one crop for both images of all pairs; one that has something to train in it, which waits for the device."""
         pixels = self.config.decode_crop
         side = max(1, pixels // self.latent_pixels) if pixels else 0
-        return draw_crop(clean.shape[-2], clean.shape[-1], side, self.noise_generator)
+        height, width = clean.shape[-2:]
+        if mask is None:
+            return draw_crop(height, width, side, self.noise_generator)
+        return draw_crop_on(mask.cpu(), height, width, side, self.noise_generator)
 
-    def _generator_gradients(self, loss_g: Tensor, path: Unroll, positions: list[int]) -> GeneratorGradients:
-        """Return dL_G/do_i of the trained steps, scaled and bounded by their norm over the global batch."""
+    def _cropped(self, mask: Tensor, clean: Tensor, crop: Crop) -> Tensor:
+        """Return the crop of a mask in the images' pixels, on the images' device."""
+        height, width = (length * self.latent_pixels for length in clean.shape[-2:])
+        return crop.apply(resized(mask.to(clean), height, width), self.latent_pixels)
+
+    def _generator_gradients(
+        self, loss_g: Tensor, path: Unroll, positions: list[int], weights: Tensor | None
+    ) -> GeneratorGradients:
+        """Return dL_G/do_i of the trained steps, scaled and bounded by their norm over the global batch, and then weighed."""
         if not positions:
             zero = torch.zeros((), device=loss_g.device)
             return GeneratorGradients({}, zero, zero, torch.zeros(0, device=loss_g.device))
@@ -228,7 +247,12 @@ class AdversarialTurn:
         by_step = all_reduce_norm(torch.stack([gradient.norm() for gradient in gradients]))
         raw = torch.stack([by_step[i] for i in positions]).norm()  # a list as index would be copied, and waited for
         factor = self.balance.scale(raw)
-        return GeneratorGradients({i: gradients[i] * factor for i in positions}, raw, raw * factor, by_step)
+        vectors = {i: gradients[i] * factor for i in positions}
+        if weights is None:
+            return GeneratorGradients(vectors, raw, raw * factor, by_step)
+        vectors = {i: vector * weights.to(vector).view(-1, 1, 1, 1) for i, vector in vectors.items()}
+        applied = all_reduce_norm(torch.stack([vector.norm() for vector in vectors.values()])).norm()
+        return GeneratorGradients(vectors, raw, applied, by_step)
 
     def _all_finite(self, loss_d: Tensor, gradients: GeneratorGradients) -> bool:
         """Return whether both gradients are finite, over the global batch, so that every process decides alike.

@@ -54,10 +54,14 @@ class Predicted:
     Attributes:
         noised: the batch before that call.
         call: to be repeated by the turn.
+        mask: what the host trains of its images, `(B, 1, H, W)` in [0, 1]; None for all of them.
+        weights: of the images in the host's loss, `(B,)`; None weighs all alike.
     """
 
     noised: Noised
     call: DenoiserCall
+    mask: Tensor | None = None
+    weights: Tensor | None = None
 
     @property
     def host_seconds(self) -> float:

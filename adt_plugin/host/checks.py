@@ -17,6 +17,7 @@ from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.schedule import TurnSchedule, start_range
 from adt_plugin.host.families import FAMILIES, Family
+from adt_plugin.host.trained import PRESERVED
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,6 @@ REFUSED = {
     "blockwise_fused_optimizers": "steps the optimizer inside the backward pass: train without it",
     "network_train_text_encoder_only": "leaves no denoiser parameter to train: train the U-Net as well",
     "train_inpainting": "gives the U-Net channels that the unroll does not have: train without it",
-    "masked_loss": "has no adversarial counterpart yet: train without it",
-    "alpha_mask": "has no adversarial counterpart yet: train without it",
     "torch_compile": "has not been tested with the unroll yet: train without it",
     "blocks_to_swap": "moves blocks between devices in an order that the unroll would break: train without it",
 }
@@ -57,12 +56,6 @@ SERVED_PROCESSES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedTy
 PREVIEW_SIZE = (128, 128)
 """Height and width of latents, for the check of the grid before any batch exists."""
 
-REFUSED_IN_DATA = {
-    "alpha_mask": "has no adversarial counterpart yet",
-    "diff_output_preservation": "would be pulled toward the images that it is there to hold off",
-}
-"""Keys of a --dataset_config that are refused when they are on, and why."""
-
 
 def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
     """Return the family of the running trainer, if every option can be served.
@@ -74,7 +67,6 @@ def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
     for name, reason in REFUSED.items():
         if getattr(args, name, False):
             raise ConfigError(f"--{name} cannot be combined with --adt, because it {reason}, or remove --adt.")
-    _check_data(args)
     _check_output(args)
     _check_learning_rate(args)
     _check_grid(args, config, family)
@@ -135,14 +127,11 @@ def _check_prediction(args: argparse.Namespace) -> None:
         )
 
 
-def _check_data(args: argparse.Namespace) -> None:
-    """Look into a data set's own file, whose keys are not in the arguments."""
+def weighs_images(args: argparse.Namespace) -> bool:
+    """Return whether the host's loss weighs some images otherwise than others: regularisation images, or preserved ones."""
     path = getattr(args, "dataset_config", None)
-    if not path or not Path(path).is_file():
-        return  # the host says what is wrong with it
-    for key, value in _items(load_settings(Path(path))):
-        if key in REFUSED_IN_DATA and value:
-            raise ConfigError(f"{key} in --dataset_config cannot be combined with --adt: it {REFUSED_IN_DATA[key]}.")
+    settings = load_settings(Path(path)) if path else {}
+    return getattr(args, "prior_loss_weight", 1.0) != 1.0 or any(key == PRESERVED and value for key, value in _items(settings))
 
 
 def load_settings(path: Path) -> object:

@@ -19,7 +19,7 @@ from pathlib import Path
 from adt_plugin import __version__
 from adt_plugin.host.activation import HostFinder
 from adt_plugin.host.entry import ARGUMENTS, VERIFICATION
-from adt_plugin.host.families import ACCELERATOR, FAMILIES, METADATA, SD, Family
+from adt_plugin.host.families import ACCELERATOR, FAMILIES, MASKING, METADATA, SD, Family
 from adt_plugin.host.seams import Seam
 from adt_plugin_hook import AdtPluginHook
 
@@ -71,7 +71,7 @@ def not_served(host: Path) -> list[str]:
 
 def examine(host: Path, family: Family) -> list[Finding]:
     """Look for every seam that a trainer of the family needs."""
-    seams = [ARGUMENTS, VERIFICATION, ACCELERATOR, family.noising, METADATA]
+    seams = [ARGUMENTS, VERIFICATION, ACCELERATOR, family.noising, MASKING, METADATA]
     vae = [find(host, seam) for seam in family.vae]
     loader = next((finding for finding in vae if finding.found), vae[-1])
     return [*(find(host, seam) for seam in seams), loader, find_denoiser(host, family)]

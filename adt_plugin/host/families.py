@@ -181,6 +181,7 @@ METADATA = Seam(
 METADATA_OBJECT = Seam(
     "ModelSpecMetadata.to_metadata_dict", ("library.sai_model_spec",), ("self",), "the metadata of saved files, from v0.10 on"
 )
+MASKING = Seam("apply_masked_loss", ("library.custom_train_functions",), ("loss", "batch"), "the mask of each batch")
 PROMPT_CACHING = Seam(
     "DatasetGroup.new_cache_text_encoder_outputs",
     ("library.dataset", "library.train_util"),

@@ -136,6 +136,8 @@ class Run:
                 backward=backward,
                 unroll_denoiser=self.guide(batch.call, lambda call: call.without_checkpointing),
                 overflowed=self._overflowed if self.accelerator.scaler is not None else None,
+                mask=batch.mask,
+                weights=batch.weights,
             )
         except TurnOutOfMemoryError as error:
             raise TurnOutOfMemoryError(

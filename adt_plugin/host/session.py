@@ -10,12 +10,14 @@ import argparse
 import contextlib
 import inspect
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.diffusion.gradient_path import Backward
@@ -25,12 +27,12 @@ from adt_plugin.core.run import state
 from adt_plugin.core.run.health import Health
 from adt_plugin.core.run.monitor import Monitor
 from adt_plugin.core.run.rehearsal import Headroom
-from adt_plugin.host import resume
+from adt_plugin.host import resume, trained
 from adt_plugin.host.batch import Batch, Idle, Noised, Predicted
 from adt_plugin.host.calls import DenoiserCall
-from adt_plugin.host.checks import check_processes, memory_levers, trained_range
+from adt_plugin.host.checks import check_processes, memory_levers, trained_range, weighs_images
 from adt_plugin.host.conventions import only_tensor
-from adt_plugin.host.families import ACCELERATOR, METADATA, METADATA_OBJECT, Family
+from adt_plugin.host.families import ACCELERATOR, MASKING, METADATA, METADATA_OBJECT, Family
 from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.guidance import Guidance
 from adt_plugin.host.run import Decoder, Models, Run, build_turn, run_name, unguided
@@ -90,7 +92,7 @@ class Session:
         self.models = Models.load(config, family)
         self.guidance = Guidance(config.cfg_scale) if config.cfg_scale > 1 else None
         self.trained_range = trained_range(args, family)  # read once: the host's validation changes its arguments
-        self.vae_seam = family.vae[0]
+        self.weighs, self.vae_seam = weighs_images(args), family.vae[0]
         self.found, self.undos = Findings(), contextlib.ExitStack()
         self.batch: Batch = Idle()
         self.whole_states: list[Path] = []
@@ -110,6 +112,7 @@ class Session:
             ACCELERATOR: lambda original: self._after(original, self.on_accelerator),
             self.vae_seam: lambda original: self._after(original, self.on_vae_loader),
             self.family.noising: self._around_noising,
+            MASKING: self._around_masking,
             METADATA: self._around_metadata,
         }
         with contextlib.suppress(SeamError):  # older hosts have the function alone
@@ -147,6 +150,15 @@ class Session:
             return original(*args, **kwargs)
 
         return noising
+
+    def _around_masking(self, original: Function) -> Function:
+        def masking(loss: Tensor, batch: trained.Data) -> Tensor:
+            if isinstance(self.batch, Predicted):
+                self.batch = replace(self.batch, mask=trained.mask_of(batch))
+            masked: Tensor = original(loss, batch)
+            return masked
+
+        return masking
 
     def _around_metadata(self, original: Function) -> Function:
         own = {} if getattr(self.args, "no_metadata", False) else metadata(self.config)
@@ -195,6 +207,8 @@ class Session:
             for before, after in zip(objects, results, strict=False):
                 if type(before).__name__ in self.family.denoisers:
                     self.on_denoiser(after)
+                if self.weighs and isinstance(after, DataLoader):
+                    self._remember(trained.on_data(after, partial(self.found.bring, "data")))
             return prepared
 
         return prepare
@@ -266,7 +280,8 @@ class Session:
         if isinstance(self.batch, Noised) and torch.is_grad_enabled():
             autocast = self.found["accelerator"].autocast
             call = DenoiserCall.captured(module, args, kwargs, self.family.convention, autocast)
-            self.batch = self.batch.predicted(call)
+            weights = trained.weights_of(self.found["data"]) if self.weighs else None
+            self.batch = replace(self.batch.predicted(call), weights=weights)
 
     def _after_denoiser(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Let the balance watch the gradient at the denoiser's output."""

@@ -74,22 +74,26 @@ def test_timesteps_that_the_grid_does_not_have(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("suffix", [".toml", ".json"])
-@pytest.mark.parametrize("key", checks.REFUSED_IN_DATA)
-def test_what_a_data_sets_file_turns_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, suffix: str) -> None:
-    settings = {"datasets": [{"resolution": 512, "subsets": [{"image_dir": "x", "custom_attributes": {key: True}}]}]}
+@pytest.mark.parametrize("preserved", [True, False])
+def test_images_are_weighed_if_a_data_sets_file_preserves_some(tmp_path: Path, preserved: bool, suffix: str) -> None:
+    attributes = {"diff_output_preservation": preserved}
+    settings = {"datasets": [{"resolution": 512, "subsets": [{"image_dir": "x", "custom_attributes": attributes}]}]}
     path = tmp_path / f"data{suffix}"
     path.write_text(json.dumps(settings) if suffix == ".json" else toml.dumps(settings))
-    assert refused(monkeypatch, ADTConfig(), dataset_config=str(path)).startswith(f"{key} in --dataset_config")
+    assert checks.weighs_images(host_args(dataset_config=str(path))) is preserved
 
 
-def test_a_data_sets_file_without_them_or_without_sense_is_the_hosts_affair(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("sys.argv", ["train_network.py"])
+def test_images_are_weighed_if_regularisation_images_have_a_weight_of_their_own() -> None:
+    assert checks.weighs_images(host_args(prior_loss_weight=0.5))
+    assert not checks.weighs_images(host_args(prior_loss_weight=1.0))
+    assert not checks.weighs_images(host_args())
+
+
+def test_a_data_sets_file_without_sense_is_the_hosts_affair(tmp_path: Path) -> None:
     path = tmp_path / "data.toml"
-    for text in ("[general]\nalpha_mask = false\n", "not [ toml"):
-        path.write_text(text)
-        checks.check_host_options(host_args(dataset_config=str(path)), ADTConfig())
+    path.write_text("not [ toml")
+    assert not checks.weighs_images(host_args(dataset_config=str(path)))
+    assert not checks.weighs_images(host_args(dataset_config=str(tmp_path / "none.toml")))
 
 
 def test_no_place_for_rows_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

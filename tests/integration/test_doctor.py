@@ -36,8 +36,11 @@ class UNet2DConditionModel: ...
 """
 
 
+MASKS = {"custom_train_functions.py": "def apply_masked_loss(loss, batch): ...\n"}
+
+
 def test_a_tree_that_has_every_seam(tmp_path: Path) -> None:
-    status, text = ask(write_fake_host(tmp_path / "host", {"train_util.py": GOOD}), tmp_path)
+    status, text = ask(write_fake_host(tmp_path / "host", MASKS | {"train_util.py": GOOD}), tmp_path)
     assert status == 0 and "sd-scripts v0.9 or older" in text
     assert "found    get_sai_model_spec (the metadata of saved files)  library/train_util.py:6" in text
 
@@ -52,7 +55,7 @@ def test_a_tree_that_has_every_seam(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_tree_is_named_with_the_seam_and_ends_with_1(tmp_path: Path, broken: str, said: str) -> None:
-    status, text = ask(write_fake_host(tmp_path / "host", {"train_util.py": broken}), tmp_path)
+    status, text = ask(write_fake_host(tmp_path / "host", MASKS | {"train_util.py": broken}), tmp_path)
     assert status == 1
     assert f"missing  {said}" in text
     assert "train_network.py (Stable Diffusion 1.x/2.x): NOT SERVED" in text
@@ -60,7 +63,7 @@ def test_a_broken_tree_is_named_with_the_seam_and_ends_with_1(tmp_path: Path, br
 
 def test_a_changed_signature_is_shown_beside_the_expected_one(tmp_path: Path) -> None:
     broken = GOOD.replace("noise_scheduler, latents", "latents")
-    _, text = ask(write_fake_host(tmp_path / "host", {"train_util.py": broken}), tmp_path)
+    _, text = ask(write_fake_host(tmp_path / "host", MASKS | {"train_util.py": broken}), tmp_path)
     assert "library/train_util.py:5 has (args, latents), expected first (args, noise_scheduler, latents)" in text
 
 
@@ -78,4 +81,4 @@ def test_methods_are_found_in_their_classes(tmp_path: Path) -> None:
 
 def test_an_examination_covers_every_seam_of_a_session() -> None:
     findings = {finding.purpose for finding in doctor.examine(Path("nowhere"), SD)}
-    assert {SD.noising.purpose, SD.vae[0].purpose, "the accelerator", "the metadata of saved files"} <= findings
+    assert {SD.noising.purpose, SD.vae[0].purpose, "the accelerator", "the mask of each batch"} <= findings

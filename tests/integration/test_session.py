@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +18,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host import resume
 from adt_plugin.host.batch import Noised
 from adt_plugin.host.families import SD
 from adt_plugin.host.seams import ending_the_run, patch_attribute
 from adt_plugin.host.session import Findings, Session
+from adt_plugin.host.trained import PRESERVED
 
 
 class UNet2DConditionModel(nn.Module):
@@ -43,7 +47,7 @@ class TinyVae(nn.Module):
 class Host:
     """Calls a session as the host does; each stage can be left out."""
 
-    def __init__(self, tmp_path: Path, backbone: Path, **options: object) -> None:
+    def __init__(self, tmp_path: Path, backbone: Path, prior_loss_weight: float = 1.0, **options: object) -> None:
         args = Namespace(
             output_dir=str(tmp_path),
             output_name="x",
@@ -52,6 +56,7 @@ class Host:
             max_timestep=None,
             max_train_steps=100,
             gradient_accumulation_steps=1,
+            prior_loss_weight=prior_loss_weight,
         )
         config = ADTConfig(**{"backbone": str(backbone), "image_size": 28, "warmup": 0, "steps": 4, "every": 1} | options)
         self.args, self.session = args, Session(config, args, SD)
@@ -365,3 +370,73 @@ class FullDisk:
             raise self.fault
         Path(output_dir).mkdir()
         return output_dir
+
+
+# What of a batch the host trains
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The keywords of every turn."""
+    seen: list[dict[str, Any]] = []
+    turn = AdversarialTurn.__call__
+    monkeypatch.setattr(AdversarialTurn, "__call__", lambda *args, **named: seen.append(named) or turn(*args, **named))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"alpha_masks": torch.full((1, 64, 64), 0.25)}, 0.25),
+        ({"conditioning_images": torch.full((1, 3, 64, 64), -0.5), "alpha_masks": torch.ones(1, 64, 64)}, 0.25),
+        ({"alpha_masks": None}, None),
+    ],
+)
+def test_a_turn_has_the_mask_that_the_hosts_loss_is_multiplied_by(
+    host: Host, given: list[dict[str, Any]], data: dict[str, Any], expected: float | None
+) -> None:
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    loss = host.session._around_masking(lambda loss, batch: 2 * loss)(host.forward(), data)
+    host.accelerator.backward(loss)
+    mask = given[0]["mask"]
+    assert mask is None if expected is None else (mask.shape == (1, 1, 64, 64) and bool((mask == expected).all()))
+    host.noise()
+    host.accelerator.backward(host.forward())
+    assert given[1]["mask"] is None  # of the next batch, which has none
+
+
+class Images(torch.utils.data.Dataset[dict[str, Any]]):
+    """Whole batches, as the host's data sets give them: the first image of each is one of regularisation."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"loss_weights": torch.tensor([0.5 + index]), "custom_attributes": [{PRESERVED: index == 2}]}
+
+
+def test_a_turn_has_the_weights_of_its_own_batch(tmp_path: Path, tiny_dino: Path, given: list[dict[str, Any]]) -> None:
+    """Also after an epoch that begins in its middle, for which accelerate makes another loader."""
+    host = Host(tmp_path, tiny_dino, prior_loss_weight=0.5)
+    host.load()
+    host.prepare()
+    loader = host.accelerator.prepare(torch.utils.data.DataLoader(Images(), batch_size=1, collate_fn=lambda items: items[0]))
+    for data in itertools.chain(loader, host.accelerator.skip_first_batches(loader, 2)):
+        assert data["loss_weights"].shape == (1,)
+        host.noise()
+        host.accelerator.backward(host.forward())
+    assert [float(named["weights"]) for named in given] == [0.5, 1.5, 0.0, 0.0]
+    host.session.uninstall()
+    host.session.found = Findings()
+    assert len(list(loader)) == 3 and "data" not in host.session.found
+
+
+def test_without_weights_the_data_are_left_alone(host: Host, given: list[dict[str, Any]]) -> None:
+    host.load()
+    host.prepare()
+    loader = host.accelerator.prepare(torch.utils.data.DataLoader(Images(), batch_size=1, collate_fn=lambda items: items[0]))
+    for _ in loader:
+        host.noise()
+        host.accelerator.backward(host.forward())
+    assert [named["weights"] for named in given] == [None] * 3 and "data" not in host.session.found
