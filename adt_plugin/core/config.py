@@ -16,6 +16,7 @@ PREFIX = "adt_"
 """Stands before an option's name wherever a user writes it: `--adt_steps`, `adt_steps = 5`."""
 
 OWN_DECODER = "vae"
+HUB_DECODER = "taesd"
 NO_WEIGHTS = "none"
 AUGMENTATIONS = ("color", "translation", "cutout", "shift")
 
@@ -317,9 +318,9 @@ class RunConfig(_Options):
     )
     decoder: str = option(
         OWN_DECODER,
-        "what turns latents into images: vae is the run's own decoder; a folder holds a tiny autoencoder (TAESD), "
-        "which is faster",
-        "潜在変数のデコーダ（vae: 学習モデルのVAE、フォルダ: TAESDなどの軽量版）",
+        "what turns latents into images: vae is the run's own decoder; taesd is the tiny one for its model family, from the "
+        "hub; a folder holds a tiny autoencoder (TAESD)",
+        "潜在変数のデコーダ（vae: 学習モデルのVAE、taesd: ハブの軽量版、フォルダ: 手元の軽量版）",
     )
     disc_weights: str = option(
         NO_WEIGHTS,

@@ -27,6 +27,8 @@ class Family:
         vae_in: the VAE in what that seam returns.
         latent_channels: of the denoiser's latents.
         latent_format: how the denoiser's latents relate to the VAE's own.
+        tiny_decoder: what `--adt_decoder taesd` stands for on the hub (github.com/madebyollin/taesd); None if there is none for
+            the family's latents in diffusers' format.
         decoder_blocks: the parts of the VAE's decoder that are worth checkpointing.
         convention: how the denoiser is called and read.
         schedule: noise schedule and sampler of the unroll.
@@ -44,6 +46,7 @@ class Family:
     convention: Convention
     schedule: Schedule
     vae_in: Callable[[Any], Any] = lambda loaded: loaded
+    tiny_decoder: str | None = None
     decoder_blocks: Blocks = diffusers_blocks
     heeds_timestep_range: bool = False
 
@@ -76,6 +79,7 @@ SD = Family(
     vae=(vae_loader("load_target_model", "library.model_io", "library.train_util"),),
     vae_in=lambda loaded: loaded[1],
     latent_channels=4,
+    tiny_decoder="madebyollin/taesd",
     latent_format=lambda vae: LatentFormat(scale=0.18215),
     convention=conventions.SD,
     schedule=DiscreteSchedule(),
@@ -91,6 +95,7 @@ SDXL = Family(
     vae=(vae_loader("load_target_model", "library.sdxl_train_util"),),
     vae_in=lambda loaded: loaded[3],
     latent_channels=4,
+    tiny_decoder="madebyollin/taesdxl",
     latent_format=lambda vae: LatentFormat(scale=0.13025),
     convention=conventions.SDXL,
     schedule=DiscreteSchedule(),
@@ -105,6 +110,7 @@ SD3 = Family(
     noising=noising("get_noisy_model_input_and_timesteps", ("library.sd3_train_utils",), ("args", "latents")),
     vae=(vae_loader("load_vae", "library.sd3_utils"),),
     latent_channels=16,
+    tiny_decoder="madebyollin/taesd3",
     latent_format=lambda vae: LatentFormat(scale=1.5305, shift=0.0609),
     decoder_blocks=vaes.original_blocks,
     convention=conventions.SD3,
@@ -120,6 +126,7 @@ FLUX = Family(
     noising=FLUX_NOISING,
     vae=(vae_loader("load_ae", "library.flux_utils"),),
     latent_channels=16,
+    tiny_decoder="madebyollin/taef1",
     latent_format=vaes.autoencoder_format,
     decoder_blocks=vaes.original_blocks,
     convention=conventions.FLUX,
@@ -136,6 +143,7 @@ LUMINA = Family(
     ),
     vae=(vae_loader("load_ae", "library.lumina_util"),),
     latent_channels=16,
+    tiny_decoder="madebyollin/taef1",
     latent_format=vaes.autoencoder_format,
     decoder_blocks=vaes.original_blocks,
     convention=conventions.LUMINA,

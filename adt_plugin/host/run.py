@@ -65,8 +65,9 @@ class Models:
             discriminator = Discriminator.from_config(config, backbone)
         if config.disc_weights != NO_WEIGHTS:
             load_heads(config.disc_weights, config, discriminator)
-        own = config.decoder == OWN_DECODER
-        return cls(discriminator, None if own else load_tiny_decoder(config.decoder, family.latent_channels))
+        if config.decoder == OWN_DECODER:
+            return cls(discriminator, None)
+        return cls(discriminator, load_tiny_decoder(config.decoder, family.latent_channels, family.tiny_decoder))
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def test_a_pickled_decoder_is_refused(tmp_path: Path) -> None:
         load_tiny_decoder(str(pickled), 4)
 
 
-def test_decoder_and_heads_never_come_from_the_hub(tmp_path: Path) -> None:
+def test_decoder_and_heads_come_from_folders(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="madebyollin/taesd is no folder"):
         load_tiny_decoder("madebyollin/taesd", 4)
     turn = toy_turn()

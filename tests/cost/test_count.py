@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.cost.count import counted_parts, counted_peaks, flops_of, kept_graphs
@@ -78,6 +79,15 @@ def test_offloading_takes_decoder_and_backbone_from_the_replay_alone(workload: W
     crowded, small = replace(workload, batch=16), replace(config, decode_crop=16)  # whose replay is
     bench = prepared(crowded, small, CPU)
     assert saved(crowded, small) == nbytes(bench.visual_tensors())
+
+
+def test_taesd_is_counted_as_a_decoder_of_its_size(workload: Workload, config: ADTConfig) -> None:
+    tiny = AutoencoderTiny(latent_channels=4).decoder.eval()
+    latents = torch.zeros(workload.batch, 4, workload.side, workload.side)
+    with torch.no_grad():
+        expected = flops_of(lambda: tiny(latents))
+    assert counted_parts(workload, replace(config, decoder="taesd")).decode_real == expected
+    assert counted_parts(workload, config).decode_real != expected
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from adtruns import assert_trained_with_adt
 from diffusers import AutoencoderTiny
 from torch import nn
 
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.images.decoding import LatentDecoder, LatentFormat, load_tiny_decoder, pixels_of, resolve_dtype
+from adt_plugin.host.families import FAMILIES, SD, SDXL
+from adt_plugin.host.run import Models
 from tinyhost.models import HostModel, seeded
 from tinyhost.run import TinyRun
 
@@ -57,6 +62,61 @@ def test_wrong_folders_are_refused_in_one_sentence(tiny_decoder: Path, tiny_sd: 
             with pytest.raises(ConfigError, match=said) as refused:
                 load_tiny_decoder(str(folder), channels)
             assert "\n" not in str(refused.value) and str(refused.value).startswith("--adt_decoder")
+
+
+def test_another_models_folder_is_refused_in_one_sentence_alone(
+    tiny_sd: HostModel, tiny_dino: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without the hundreds of names of weights that do not belong there."""
+    for folder in (tiny_sd.checkpoint / "unet", tiny_dino):
+        with pytest.raises(ConfigError, match=r"is no tiny autoencoder \(diffusers AutoencoderTiny\): use vae or taesd\.$"):
+            load_tiny_decoder(str(folder), 4)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture
+def hub_cache(tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the hub that holds a tiny decoder under the name of SD's."""
+    folder = tmp_path / "models--madebyollin--taesd"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(tiny_decoder, folder / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("diffusers.models.modeling_utils.HF_HUB_CACHE", str(tmp_path), raising=False)
+    return tmp_path
+
+
+def test_by_its_name_it_is_the_hubs(hub_cache: Path, tiny_decoder: Path) -> None:
+    named, folder = load_tiny_decoder("taesd", 4, SD.tiny_decoder), load_tiny_decoder(str(tiny_decoder), 4)
+    assert all(torch.equal(a, b) for a, b in zip(named.parameters(), folder.parameters(), strict=True))
+
+
+def test_without_a_network_it_says_how_to_download_it(hub_cache: Path) -> None:
+    with pytest.raises(ConfigError, match="run `huggingface-cli download madebyollin/taesdxl`") as refused:
+        load_tiny_decoder("taesd", 4, SDXL.tiny_decoder)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_taesd_stands_for() -> None:
+    """The repositories of github.com/madebyollin/taesd whose weights are diffusers' AutoencoderTiny."""
+    assert {family.name: family.tiny_decoder for family in FAMILIES} == {
+        "Stable Diffusion 1.x/2.x": "madebyollin/taesd",
+        "Stable Diffusion XL": "madebyollin/taesdxl",
+        "Stable Diffusion 3": "madebyollin/taesd3",
+        "FLUX.1 and Chroma": "madebyollin/taef1",
+        "Lumina Image 2.0": "madebyollin/taef1",
+        "Anima": None,
+        "HunyuanImage-2.1": None,
+    }
+    with pytest.raises(ConfigError, match="--adt_decoder taesd has no tiny decoder for this model family: use vae"):
+        load_tiny_decoder("taesd", 16, None)
+
+
+def test_a_run_gets_the_one_of_its_family(tiny_dino: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr("adt_plugin.host.run.load_tiny_decoder", lambda *given: asked.append(given))
+    Models.load(ADTConfig(backbone=str(tiny_dino), decoder="taesd"), SDXL)
+    assert asked == [("taesd", 4, "madebyollin/taesdxl")]
 
 
 def test_a_run_trains_with_it(run_tiny: TinyRun, adt_options: tuple[str | Path, ...], tiny_decoder: Path) -> None:

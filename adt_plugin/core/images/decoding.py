@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adt_plugin.core.config import OWN_DECODER
+from adt_plugin.core.config import HUB_DECODER, OWN_DECODER
 from adt_plugin.core.errors import ConfigError
 
 LARGE = 512 * 512
@@ -123,34 +124,65 @@ def pixels_of(tiny: Any) -> int:
     return 1 << (len(tiny.config.num_decoder_blocks) - 1)
 
 
-def load_tiny_decoder(folder: str, channels: int) -> TinyDecoder:
-    """Load a tiny autoencoder's decoder from a local folder (safetensors only).
+def load_tiny_decoder(value: str, channels: int, repository: str | None = None) -> TinyDecoder:
+    """Load a tiny autoencoder's decoder (safetensors only).
 
     Args:
+        value: a local folder, or `taesd`.
         channels: of the latents that the run trains on.
+        repository: on the hub, which `taesd` stands for; None where the model family has none.
 
     Raises:
         ConfigError: it cannot be loaded, or is for other latents.
     """
     from diffusers import AutoencoderTiny
 
-    if not Path(folder).is_dir():
-        raise ConfigError(f"--adt_decoder {folder} is no folder: download a tiny autoencoder, or use {OWN_DECODER}.")
+    source = _repository(repository) if value == HUB_DECODER else _folder(value)
     try:
         tiny, loaded = AutoencoderTiny.from_pretrained(
-            folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+            source, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"--adt_decoder {folder} could not be loaded, check the folder ({reason}).") from error
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        download = f"huggingface-cli download {source}` (or `hf download {source}"
+        way = f"run `{download}`) once while there is a network" if value == HUB_DECODER else "check the folder"
+        raise ConfigError(f"--adt_decoder {value} could not be loaded, {way} ({reason}).") from error
     if loaded["missing_keys"]:
-        raise ConfigError(f"--adt_decoder {folder} is no tiny autoencoder (diffusers AutoencoderTiny): use {OWN_DECODER}.")
+        raise _no_tiny(value)
     if tiny.config.latent_channels != channels:
         raise ConfigError(
-            f"--adt_decoder {folder} is for latents of {tiny.config.latent_channels} channels, this model's have {channels}: "
+            f"--adt_decoder {value} is for latents of {tiny.config.latent_channels} channels, this model's have {channels}: "
             "use its own."
         )
     return TinyDecoder(tiny)
+
+
+def _repository(repository: str | None) -> str:
+    """Return what `taesd` stands for."""
+    if repository is None:
+        raise ConfigError(f"--adt_decoder {HUB_DECODER} has no tiny decoder for this model family: use {OWN_DECODER}.")
+    return repository
+
+
+def _folder(value: str) -> str:
+    """Return a folder whose configuration does not say that it holds something else, which diffusers would load at length."""
+    if not Path(value).is_dir():
+        raise ConfigError(
+            f"--adt_decoder {value} is no folder: use {OWN_DECODER}, {HUB_DECODER}, or a tiny autoencoder's folder."
+        )
+    try:
+        settings = json.loads((Path(value) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return value  # diffusers says what is wrong with it
+    if settings.get("_class_name") != "AutoencoderTiny":
+        raise _no_tiny(value)
+    return value
+
+
+def _no_tiny(value: str) -> ConfigError:
+    return ConfigError(
+        f"--adt_decoder {value} is no tiny autoencoder (diffusers AutoencoderTiny): use {OWN_DECODER} or {HUB_DECODER}."
+    )
 
 
 def diffusers_blocks(decoder: Any) -> Iterator[nn.Module]:
