@@ -96,10 +96,10 @@ class TurnConfig(_Options):
     )
     grad_mask: str = option(
         "random",
-        "which walked steps are trained: random, even (spaced evenly from a random offset), last, "
-        "all (ignores --adt_grad_steps)",
+        "which walked steps are trained: random, weighted (at random, the more a step counts for the image the likelier), even "
+        "(spaced evenly from a random offset), last, all (ignores --adt_grad_steps)",
         "学習するステップの選び方",
-        choices=("random", "even", "last", "all"),
+        choices=("random", "weighted", "even", "last", "all"),
     )
     start_min: float = option(
         0.4,
@@ -116,9 +116,9 @@ class TurnConfig(_Options):
         high=1.0,
     )
     every: int = option(
-        2,
-        "one turn in every N optimizer steps, once the warm-up is over",
-        "Nステップごとに1ターン実行（ウォームアップ後）",
+        1,
+        "one turn in every N optimizer steps of the adversarial part",
+        "敵対的学習中、Nステップごとに1ターン実行",
         low=1,
         high=1_000_000,
     )
@@ -281,12 +281,28 @@ class DiscriminatorConfig(_Options):
 
 @dataclass(frozen=True)
 class RunConfig(_Options):
-    """What is read by whoever sets up a run: the sampler, guidance, the decoder, what is watched and saved.
+    """What is read by whoever sets up a run: its adversarial part, sampler, guidance, decoder, what is watched and saved.
 
     Raises:
         ConfigError: a value is out of range; the message names the flag.
     """
 
+    begin: float = option(
+        0.9,
+        "where the run's adversarial part begins: below 1 a share of the run, from 1 an optimizer step; the warm-up comes just "
+        "before it",
+        "敵対的学習を始める位置（1未満は全体に対する割合、1以上はステップ数、ウォームアップはその直前）",
+        low=0.0,
+        high=1_000_000_000.0,
+    )
+    lr: float = option(
+        0.1,
+        "learning rate of the adversarial part, as a share of the run's initial one; over its second half it falls to 0; "
+        "0 leaves the run's own schedule as it is",
+        "敵対的学習中の学習率（初期学習率に対する割合、後半で0まで低下、0は元のスケジュールのまま）",
+        low=0.0,
+        high=10.0,
+    )
     sampler: str = option(
         "auto", "sampler that turns walk with", "展開に使うサンプラー", choices=("auto", "ddim", "euler", "dpm++")
     )
@@ -341,6 +357,13 @@ class RunConfig(_Options):
         low=0,
         high=1_000_000,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.begin > 1 and not self.begin.is_integer():
+            raise ConfigError(
+                f"--adt_begin must be a share of the run below 1, such as 0.9, or a whole step, such as 1800; got {self.begin}."
+            )
 
 
 @dataclass(frozen=True)

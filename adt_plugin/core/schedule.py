@@ -10,8 +10,11 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from adt_plugin.core.config import TurnConfig
+from adt_plugin.core.config import ADTConfig, RunConfig, TurnConfig
 from adt_plugin.core.errors import ConfigError
+
+MEASURED = 8
+"""So many last turns of the warm-up measure the adversarial gradient (ours)."""
 
 
 class Phase(Enum):
@@ -53,9 +56,15 @@ class TurnSchedule:
     begin: int = 0
 
     @classmethod
-    def from_config(cls, config: TurnConfig) -> TurnSchedule:
-        """Return the schedule of a run with these options."""
-        return cls(config.warmup, config.every)
+    def from_config(cls, config: ADTConfig, steps: int, batches_per_step: int = 1) -> TurnSchedule:
+        """Return the schedule of a run with these options, whose warm-up ends where `--adt_begin` says.
+
+        Args:
+            steps: optimizer steps of the whole run, those behind a resumed state included.
+            batches_per_step: gradient accumulation.
+        """
+        warmup_steps = -(-config.warmup // batches_per_step)
+        return cls(config.warmup, config.every, max(0, adversarial_begin(config, steps) - warmup_steps))
 
     def phase(self, step: int, turns: int) -> Phase:
         """Return the phase of the next batch.
@@ -71,6 +80,13 @@ class TurnSchedule:
     def in_warmup(self, turns: int) -> bool:
         """Return whether the turn that comes after so many others belongs to the warm-up."""
         return turns < self.warmup
+
+    def measures(self, turns: int) -> bool:
+        """Return whether the turn that comes after so many others takes the adversarial gradient at all.
+
+        The last turns of the warm-up do, and apply none of it: the balance learns how large it is.
+        """
+        return turns >= self.warmup - MEASURED
 
     def due(self, step: int, turns: int) -> bool:
         """Return whether the next batch has a turn; arguments as for `phase`."""
@@ -103,9 +119,52 @@ class TurnSchedule:
         """
         if self.count(steps, batches_per_step, step, turns).adversarial == 0:
             raise ConfigError(
-                f"--adt_warmup {self.warmup} and --adt_every {self.every} leave no turn of this run (--max_train_steps "
-                f"{steps}) to the adversarial gradient: lower --adt_warmup to about a tenth of it, or train longer."
+                f"--adt_begin, --adt_warmup {self.warmup} and --adt_every {self.every} leave no turn of this run to the "
+                f"adversarial gradient: {self._way_out(steps, batches_per_step, step)}"
             )
+
+    def _way_out(self, steps: int, batches_per_step: int, step: int) -> str:
+        """Say which of the three to lower: the first that alone is too much for the run."""
+        end = step + steps
+        if self.begin >= end:
+            return f"lower --adt_begin, which comes after the run's last step ({end})."
+        if (end - max(step, self.begin)) * batches_per_step <= self.warmup:
+            return f"lower --adt_warmup to about a tenth of the run's {end} steps, or train longer."
+        return f"lower --adt_every: the run ends at step {end}."
+
+
+def adversarial_begin(config: RunConfig, steps: int) -> int:
+    """Return the optimizer step that `--adt_begin` stands for, in a run of so many."""
+    return round(config.begin * steps) if config.begin < 1 else int(config.begin)
+
+
+@dataclass(frozen=True)
+class AdversarialRate:
+    """The learning rate of the adversarial part, as a share of the run's initial one.
+
+    Where turns begin, a cosine has nearly reached zero, and they would change nothing. So the rate starts again, constant over
+    the first half of what is left and then linear to 0 (ours: what the miniature was tuned with, docs/method.md).
+
+    Attributes:
+        share: of the initial rate; 0 leaves the run's own schedule as it is.
+        begin, end: optimizer steps.
+    """
+
+    share: float
+    begin: int
+    end: int
+
+    @classmethod
+    def from_config(cls, config: RunConfig, steps: int) -> AdversarialRate:
+        """Return the rate of a run with these options and so many optimizer steps."""
+        return cls(config.lr, adversarial_begin(config, steps), steps)
+
+    def at(self, step: int) -> float | None:
+        """Return the share at an optimizer step; None where the run's own schedule holds."""
+        if self.share == 0 or step < self.begin:
+            return None
+        left = (self.end - step) / max(1, self.end - self.begin)
+        return self.share * min(1.0, 2 * max(0.0, left))
 
 
 def _multiples_below(end: int, of: int) -> int:

@@ -12,7 +12,7 @@ from adt_plugin.core.config import TurnConfig
 from adt_plugin.core.diffusion import unroll as unrolling
 from adt_plugin.core.diffusion.balance import GradientBalance, at_least_float32
 from adt_plugin.core.diffusion.denoiser import Denoiser
-from adt_plugin.core.diffusion.gradient_path import Backward, choose_grad_positions, leaf_gradients, replay
+from adt_plugin.core.diffusion.gradient_path import Backward, Candidate, choose_grad_positions, leaf_gradients, replay
 from adt_plugin.core.diffusion.memory import GraphMemory
 from adt_plugin.core.diffusion.samplers import Sampler
 from adt_plugin.core.diffusion.unroll import NoisedStart, Unroll, UnrollFunction
@@ -72,6 +72,7 @@ class AdversarialTurn:
         timestep_range: only steps whose timestep lies in [low, high) carry gradient; None allows all.
         latent_pixels: pixels to one latent along a side of what `decode` gives; for `decode_crop` alone.
         decoder: the module behind `decode`; for `offload` alone, which keeps it and the backbone on the CPU between turns.
+        schedule: when there are turns; None is from the first step on.
         noised_start, unroll: how a path begins and how it is walked; for experiments.
 
     Raises:
@@ -88,6 +89,7 @@ class AdversarialTurn:
         timestep_range: tuple[float, float] | None = None,
         latent_pixels: int = 8,
         decoder: nn.Module | None = None,
+        schedule: TurnSchedule | None = None,
         noised_start: NoisedStart = unrolling.noised_start,
         unroll: UnrollFunction = unrolling.unroll,
     ) -> None:
@@ -96,7 +98,7 @@ class AdversarialTurn:
         self.loss, self.history = LOSSES[config.disc_loss], FeatureHistory()
         self.timestep_range, self.latent_pixels = timestep_range, latent_pixels
         self.noised_start, self.unroll = noised_start, unroll
-        self.schedule, self.starts = TurnSchedule.from_config(config), start_range(config)
+        self.schedule, self.starts = schedule or TurnSchedule(config.warmup, config.every), start_range(config)
         self.balance = GradientBalance(config.balance, config.weight, config.max_grad_ratio)
         self.memory = GraphMemory(config)
         self.offload = Offload([module for module in (decoder, discriminator.backbone) if module is not None], config.offload)
@@ -170,18 +172,18 @@ class AdversarialTurn:
                 positions = self._draw_grad_positions(start)
                 # for i = s..1:  o_i = f(sg(x_i), t_i, c);  x_{i-1} = S(x_i, o_i)
                 path = self._walk(denoiser, unroll_denoiser or denoiser, noised, start, positions)
-            crop, trains = self._draw_crop(clean, mask), bool(positions)
+            crop, measures = self._draw_crop(clean, mask), bool(positions)
             with self.offload.resident(clean.device):
                 with clock.stage("decode"):
                     # real = Dec(x_0);  gen = Dec(x_0'); the real one first, while no graph of the decoder lies in memory
                     real = decode_real(self.decode, clean, crop) if real is None else crop.apply(real, self.latent_pixels)
-                    gen = decode_generated(self.decode, path.latents, crop, with_graph=trains)
+                    gen = decode_generated(self.decode, path.latents, crop, with_graph=measures)
                     # gen = M gen + (1 - M) real
                     gen = gen if mask is None else paste(gen, real, self._cropped(mask, clean, crop))
                 with clock.stage("observe"):
                     # L_G = - D(gen, real), both under the same augmentation
                     features = self.discriminator.pair_features(gen, real)
-                    scores, loss_g = score_generated(self.discriminator, features, self.loss, with_graph=trains)
+                    scores, loss_g = score_generated(self.discriminator, features, self.loss, with_graph=measures)
                 with clock.stage("gradient"):
                     # lambda dL_G/do_i for i in M
                     gradients = self._generator_gradients(loss_g, path, positions, weights)
@@ -191,7 +193,7 @@ class AdversarialTurn:
                 loss_d, score_real, score_gen = self._head_gradients(features)
                 sound = self._all_finite(loss_d, gradients)
             gen, scores, loss_g = gen.detach(), scores.detach(), loss_g.detach()
-            if sound and trains:
+            if sound and gradients.vectors:
                 with clock.stage("replay"):
                     # dL/dtheta = dL_diff/dtheta + sum over i in M of lambda (dL_G/do_i) (do_i/dtheta)
                     replay(denoiser, path, gradients.vectors, self.memory.measuring(backward, denoiser, clean))
@@ -209,16 +211,18 @@ class AdversarialTurn:
         return start, self.noised_start(self.sampler, clean, noise, self.config.steps, start)
 
     def _draw_grad_positions(self, start: int) -> list[int]:
-        """Draw M among the steps in the trained range of timesteps; in the warm-up and with weight 0 it is empty."""
+        """Draw M among the steps in the trained range of timesteps; empty with weight 0, and while nothing is measured."""
         low, high = self.timestep_range or (-float("inf"), float("inf"))
         timesteps = self.sampler.timesteps
         walked = timesteps[len(timesteps) - start :].tolist()
-        candidates = [position for position, timestep in enumerate(walked) if low <= timestep < high]
+        weighed = enumerate(zip(walked, self.sampler.output_weights(start), strict=True))
+        candidates = [Candidate(position, weight) for position, (timestep, weight) in weighed if low <= timestep < high]
         drawn = choose_grad_positions(self.config.grad_mask, candidates, self.config.grad_steps, self.path_generator)
-        return drawn if self.config.weight > 0 and not self.schedule.in_warmup(self.turns) else []
+        return drawn if self.config.weight > 0 and self.schedule.measures(self.turns) else []
 
     def _walk(self, denoiser: Denoiser, unroll_denoiser: Denoiser, noised: Tensor, start: int, positions: list[int]) -> Unroll:
-        graph_denoiser = denoiser if self.memory.keeps_graphs(noised) else None
+        keeps = self.memory.keeps_graphs(noised) and not self.schedule.in_warmup(self.turns)
+        graph_denoiser = denoiser if keeps else None
         seeds = [draw_seed(self.noise_generator) for _ in range(start)]
         return self.unroll(unroll_denoiser, self.sampler, noised, seeds, positions, bool(positions), graph_denoiser)
 
@@ -239,13 +243,19 @@ class AdversarialTurn:
     def _generator_gradients(
         self, loss_g: Tensor, path: Unroll, positions: list[int], weights: Tensor | None
     ) -> GeneratorGradients:
-        """Return dL_G/do_i of the trained steps, scaled and bounded by their norm over the global batch, and then weighed."""
+        """Return dL_G/do_i of the trained steps, scaled and bounded by their norm over the global batch, and then weighed.
+
+        In the warm-up the norm goes to the balance, and no step is trained.
+        """
         if not positions:
             zero = torch.zeros((), device=loss_g.device)
             return GeneratorGradients({}, zero, zero, torch.zeros(0, device=loss_g.device))
         gradients = leaf_gradients(loss_g, path)
         by_step = all_reduce_norm(torch.stack([gradient.norm() for gradient in gradients]))
         raw = torch.stack([by_step[i] for i in positions]).norm()  # a list as index would be copied, and waited for
+        if self.schedule.in_warmup(self.turns):
+            self.balance.measure(raw)
+            return GeneratorGradients({}, raw, torch.zeros_like(raw), by_step)
         factor = self.balance.scale(raw)
         vectors = {i: gradients[i] * factor for i in positions}
         if weights is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.schedule import TurnSchedule, count_grad_steps, start_range
+from adt_plugin.core.schedule import MEASURED, TurnSchedule, count_grad_steps, start_range
 
 RUN_STEPS = 2000
 """Optimizer steps of the run that tables and curves speak of."""
@@ -88,6 +88,7 @@ def warmup_turn(parts: Parts, config: ADTConfig) -> float:
 
 def run_ratio(parts: Parts, config: ADTConfig, steps: int) -> float:
     """Return the cost of a run of so many optimizer steps over that of one without `--adt`; no other work counts in either."""
-    turns = TurnSchedule.from_config(config).count(steps)
+    turns = TurnSchedule.from_config(config, steps).count(steps)
     cost = turns.warmup * warmup_turn(parts, config) + turns.adversarial * total(mean_turn(parts, config))
+    cost += min(MEASURED, turns.warmup) * (parts.decode_generated - parts.decode_real)  # their gradient reaches the images
     return 1 + cost / (steps * parts.step)

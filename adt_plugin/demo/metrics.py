@@ -64,9 +64,11 @@ def coverage(real: Tensor, gen: Tensor, neighbours: int = 3) -> tuple[float, flo
 def kernel_distance(real: Tensor, gen: Tensor) -> float:
     """Return KID: the unbiased squared maximum mean discrepancy of `(N, D)` and `(M, D)` with the kernel (x.y / D + 1)^3.
 
-    Source: arXiv 1801.01401; times 1000 here, as it is usually given. May lie slightly below 0.
+    Source: arXiv 1801.01401; times 1000 here, as it is usually given. May lie slightly below 0. Both sets are divided by the
+    root mean square of the real features, so that networks of other scales than Inception's give comparable numbers.
     """
-    real, gen = real.double(), gen.double()
+    scale = real.double().square().mean().sqrt()  # features of about unit size, for which the kernel was made
+    real, gen = real.double() / scale, gen.double() / scale
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.T / real.shape[1] + 1) ** 3

@@ -131,7 +131,9 @@ def tuning_work(plan: Plan | None, budget: Budget) -> float:
     if plan.adt is None:
         return budget.steps
     # the warm-up comes before the first optimizer step
-    turns = plan.adt.warmup + TurnSchedule.from_config(plan.adt).count(budget.steps, turns=plan.adt.warmup).adversarial
+    turns = (
+        plan.adt.warmup + TurnSchedule(plan.adt.warmup, plan.adt.every).count(budget.steps, turns=plan.adt.warmup).adversarial
+    )
     return budget.steps + turns * TURN_WORK
 
 

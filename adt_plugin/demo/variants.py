@@ -12,6 +12,10 @@ SHIPPED = ADTConfig(disc_width=32, pictures_every=0)
 """The plugin's defaults, but for two: the heads shrink with the backbone, and there is nowhere to put pictures."""
 
 
+BASE_RATE = 1e-3
+"""The learning rate that the shipped denoiser was trained with, which `--adt_lr` is a share of."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """A named way to fine-tune, or the untouched base.
@@ -34,7 +38,8 @@ def plain(lr: float) -> Plan:
 
 def changed(adt: dict[str, Any] | None = None, **loop: Any) -> Plan:
     """Return ADT as it ships with some of its options and some fields of the plan replaced."""
-    return replace(Plan(adt=replace(SHIPPED, **(adt or {}))), **loop)
+    config = replace(SHIPPED, **(adt or {}))
+    return replace(Plan(lr=config.lr * BASE_RATE, adt=config), **loop)
 
 
 def hurried(variant: Variant) -> Variant:

@@ -114,7 +114,8 @@ def trained_range(args: argparse.Namespace, family: Family) -> tuple[float, floa
 def _check_schedule(args: argparse.Namespace, config: ADTConfig) -> None:
     """Refuse a run that ends before its warm-up; with weight 0 the discriminator alone is wanted."""
     if config.weight > 0:
-        TurnSchedule.from_config(config).check(args.max_train_steps, args.gradient_accumulation_steps)
+        steps, batches = args.max_train_steps, args.gradient_accumulation_steps
+        TurnSchedule.from_config(config, steps, batches).check(steps, batches)
 
 
 def _check_prediction(args: argparse.Namespace) -> None:

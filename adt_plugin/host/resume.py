@@ -6,6 +6,8 @@ prepared or registered with the accelerator, so that a state resumes with the pl
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,9 @@ from adt_plugin.core.run import state
 from adt_plugin.host.seams import Function, Undo, ending_the_run, patch_attribute
 
 logger = logging.getLogger(__name__)
+
+HOST_COUNT = "train_state.json"
+"""In which the host's LoRA trainers note in a state how far they had come."""
 
 
 def on_save(accelerator: Any, capture: Callable[[], state.State]) -> Undo:
@@ -94,6 +99,30 @@ def read_state(folder: Path, config: DiscriminatorConfig, discriminator: Discrim
         logger.warning("%s was saved without --adt: the discriminator starts anew, with its warm-up.", folder)
         return None
     return state.read(folder, config, discriminator)
+
+
+def host_count(folder: Path) -> int:
+    """Return the optimizer step at which the host goes on counting: its LoRA trainers keep it in a state; 0 for the others."""
+    try:
+        return int(json.loads((folder / HOST_COUNT).read_text(encoding="utf-8"))["current_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def steps_left(args: argparse.Namespace, counted: int) -> int:
+    """Return how many optimizer steps the host will make.
+
+    Args:
+        args: the host's; its --max_train_steps holds what --max_train_epochs and the data make of it.
+        counted: what `host_count` found in the state, which --initial_step and --initial_epoch overrule.
+    """
+    total: int = args.max_train_steps
+    epochs = getattr(args, "max_train_epochs", None)
+    if getattr(args, "initial_step", None) is not None:
+        counted = args.initial_step
+    elif getattr(args, "initial_epoch", None) is not None and epochs:
+        counted = total * (args.initial_epoch - 1) // epochs
+    return max(0, total - counted)
 
 
 def load_heads(path: str, config: DiscriminatorConfig, discriminator: Discriminator) -> None:

@@ -23,6 +23,7 @@ from adt_plugin.core.report import TurnReport
 from adt_plugin.core.rng import preserved_rng
 from adt_plugin.core.run.health import BadTurnsError, Health
 from adt_plugin.core.run.rehearsal import Headroom
+from adt_plugin.core.schedule import TurnSchedule
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host.batch import Predicted
 from adt_plugin.host.calls import DenoiserCall
@@ -200,6 +201,7 @@ def build_turn(
     discriminator: Discriminator,
     device: torch.device,
     timestep_range: tuple[float, float] | None,
+    schedule: TurnSchedule,
 ) -> AdversarialTurn:
     """Place decoder and discriminator and build the run's turn; the host's random state is left alone."""
     dtype = resolve_dtype(config.decode_dtype, device)
@@ -214,4 +216,5 @@ def build_turn(
             timestep_range=timestep_range,
             latent_pixels=decoder.latent_format.pixels,
             decoder=decoder,
+            schedule=schedule,
         )

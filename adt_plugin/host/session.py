@@ -27,6 +27,7 @@ from adt_plugin.core.run import state
 from adt_plugin.core.run.health import Health
 from adt_plugin.core.run.monitor import Monitor
 from adt_plugin.core.run.rehearsal import Headroom
+from adt_plugin.core.schedule import AdversarialRate, TurnSchedule
 from adt_plugin.host import resume, trained
 from adt_plugin.host.batch import Batch, Idle, Noised, Predicted
 from adt_plugin.host.calls import DenoiserCall
@@ -35,6 +36,7 @@ from adt_plugin.host.conventions import only_tensor
 from adt_plugin.host.families import ACCELERATOR, MASKING, METADATA, METADATA_OBJECT, Family
 from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.guidance import Guidance
+from adt_plugin.host.rate import RestartedRate
 from adt_plugin.host.run import Decoder, Models, Run, build_turn, run_name, unguided
 from adt_plugin.host.seams import (
     Function,
@@ -96,7 +98,7 @@ class Session:
         self.found, self.undos = Findings(), contextlib.ExitStack()
         self.batch: Batch = Idle()
         self.whole_states: list[Path] = []
-        self.optimizer_steps = 0
+        self.optimizer_steps = self.host_steps = 0
         self.backward_seen = False
 
     # Installation
@@ -228,7 +230,21 @@ class Session:
             StateError: it does not fit.
         """
         self.whole_states.append(folder)
-        self.found.bring("state", resume.read_state(folder, self.config, self.models.discriminator))
+        found = resume.read_state(folder, self.config, self.models.discriminator)
+        self.found.bring("state", found)
+        self.host_steps = resume.host_count(folder)
+        self.optimizer_steps = self.host_steps if found is None else found.manifest.step
+
+    @cached_property
+    def last_step(self) -> int:
+        """The optimizer step after which the run ends, those behind a resumed state included; known from the first batch on."""
+        return self.optimizer_steps + resume.steps_left(self.args, self.host_steps)
+
+    @cached_property
+    def rate(self) -> RestartedRate:
+        """The adversarial part's learning rate, in the optimizers that the host has prepared."""
+        optimizers = [prepared.optimizer for prepared in self.found["accelerator"]._optimizers]
+        return RestartedRate(AdversarialRate.from_config(self.config, self.last_step), optimizers, self.undos)
 
     @cached_property
     def run(self) -> Run:
@@ -239,10 +255,10 @@ class Session:
         """
         accelerator, discriminator = self.found["accelerator"], self.models.discriminator
         decoder, sampler = cast(Decoder, self.found["decoder"]), cast(Sampler, self.found["sampler"])
-        turn = build_turn(self.config, sampler, decoder, discriminator, accelerator.device, self.trained_range)
+        schedule = TurnSchedule.from_config(self.config, self.last_step, self.args.gradient_accumulation_steps)
+        turn = build_turn(self.config, sampler, decoder, discriminator, accelerator.device, self.trained_range, schedule)
         if "state" in self.found and self.found["state"] is not None:
             state.restore(turn, self.found["state"])
-            self.optimizer_steps += self.found["state"].manifest.step
         capture = lambda: state.capture(turn, self.config, self.optimizer_steps)  # noqa: E731
         self._remember(resume.on_save(accelerator, capture))
         return Run(
@@ -293,8 +309,13 @@ class Session:
 
     def _around_backward(self, original: Function) -> Function:
         def backward(loss: Tensor, **kwargs: Any) -> None:
-            original(loss, **kwargs)
-            self.after_backward(original)
+            if not isinstance(self.batch, Predicted):
+                original(loss, **kwargs)
+                self.after_backward(original)
+                return
+            with self.rate.during(self.optimizer_steps):
+                original(loss, **kwargs)
+                self.after_backward(original)
 
         return backward
 
@@ -332,4 +353,5 @@ class Session:
         """Check again, now that the host has counted its steps, from --max_train_epochs and the data, and read its state."""
         turn, args = self.run.turn, self.args
         if self.config.weight > 0:
-            turn.schedule.check(args.max_train_steps, args.gradient_accumulation_steps, self.optimizer_steps, turn.turns)
+            left = self.last_step - self.optimizer_steps
+            turn.schedule.check(left, args.gradient_accumulation_steps, self.optimizer_steps, turn.turns)

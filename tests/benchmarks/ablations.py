@@ -51,7 +51,7 @@ def unconstrained_unroll(
 STRATEGIES["white noise"] = {"noised_start": white_noise_start}
 STRATEGIES["unconstrained"] = {"unroll": unconstrained_unroll}
 
-FROZEN = {"disc_lr": 0.0, "warmup": 0, "disc_steps": 1, "disc_penalty": 0.0}
+FROZEN = {"disc_lr": 0.0, "warmup": 8, "disc_steps": 1, "disc_penalty": 0.0}
 EMA = 0.99
 
 
@@ -73,8 +73,7 @@ def without_average(variant: Variant) -> Variant:
 
 PLAIN_TRIALS = tuple(plain_trial(lr) for lr in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3))
 FROZEN_TRIALS = tuple(frozen_trial(*pair) for pair in ((2, 3e-4), (5, 3e-4), (10, 3e-4), (5, 1e-4), (5, 1e-3)))
-SHIPPED_TRIALS = (Variant("ADT as it ships, EMA", changed(ema=EMA)),)
-"""What each finalist is chosen from, on validation; the best is tried without its average too."""
+"""What each rival is chosen from, on validation; the best is tried without its average too."""
 
 ABLATIONS = (
     Variant("from white noise, no image-to-image", changed({"start_min": 1.0}, strategy="white noise")),
@@ -92,5 +91,7 @@ ABLATIONS = (
     Variant("K = 1", changed({"grad_steps": 1})),
     Variant("all steps", changed({"grad_mask": "all"})),
     Variant("10-step grid", changed({"steps": 10})),
-    Variant("a turn in every step", changed({"every": 1})),
+    Variant("a turn in every second step", changed({"every": 2})),
+    Variant("steps drawn by weight", changed({"grad_mask": "weighted"})),
+    Variant("with an average of the weights", changed(ema=EMA)),
 )

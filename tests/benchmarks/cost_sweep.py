@@ -33,7 +33,20 @@ READ = (
 """Options that what is counted or measured depends on."""
 
 UNREAD = (
-    *("weight", "balance", "max_grad_ratio", "start_min", "start_max", "every", "warmup", "disc_lr", "disc_betas", "seed"),
+    *(
+        "begin",
+        "lr",
+        "weight",
+        "balance",
+        "max_grad_ratio",
+        "start_min",
+        "start_max",
+        "every",
+        "warmup",
+        "disc_lr",
+        "disc_betas",
+        "seed",
+    ),
     *("profile", "disc_weights", "max_bad_turns", "pictures_every"),
 )
 """Options that it does not: turns are measured from a given start, and the sum over a run is a formula."""

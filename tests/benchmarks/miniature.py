@@ -1,7 +1,8 @@
 """`python -m benchmarks.miniature`: plain training continued, frozen heads and ADT from the plateau, at equal cost; resumable.
 
-Rivals are tuned on the validation split. Whoever does best there, and ADT as it ships, are then run with several seeds and
-scored on the held-out split, which has chosen nothing.
+Rivals are tuned on the validation split, with an average of the weights and without. Whoever does best there, and ADT as it
+ships, without an average since sd-scripts has none, are then run with several seeds and scored on the held-out split, which
+has chosen nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from math import log
 from pathlib import Path
 from typing import Any
 
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo import pictures, report
 from adt_plugin.demo.cells import Cell
@@ -23,9 +25,10 @@ from adt_plugin.demo.evaluate import Evaluator
 from adt_plugin.demo.finetune import Budget
 from adt_plugin.demo.progress import Bar
 from adt_plugin.demo.study import Setting, Study, open_study
-from adt_plugin.demo.variants import ADT, BASE, Variant, hurried
+from adt_plugin.demo.variants import ADT, BASE, SHIPPED, Variant, hurried
 from benchmarks import DOCUMENTS
-from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PLAIN_TRIALS, SHIPPED_TRIALS, without_average
+from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PLAIN_TRIALS, without_average
+from benchmarks.counting import steps_for
 from benchmarks.intervals import Interval, bootstrap, paired_change, sign_flip_test
 from benchmarks.store import CellStore
 
@@ -35,6 +38,11 @@ JUDGED = (5, 10, 20)
 NOISES = (11, 12, 13)
 FIGURES = ("fd", "kid", "pixel_fd", "precision", "recall", "well_formed", "novelty", "detectability")
 PLAIN, FROZEN = "plain", "frozen heads"
+UNREAD = (
+    *("begin", "memory", "offload", "profile", "backbone", "blocks", "disc_weights", "decoder", "decode_dtype"),
+    *("flow_shift", "max_bad_turns", "pictures_every"),
+)
+"""Options that the miniature has no use for: its whole fine-tune is the adversarial part, and its networks are its own."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +50,16 @@ class Plan:
     """How long and how often.
 
     Attributes:
-        seconds: of processor time, one thread, for every run alike; the discriminator's warm-up is part of it.
+        units: what every run costs, counted, in steps of plain training; the discriminator's warm-up is part of it.
         seeds: of the runs on the held-out split.
         samples: for each evaluation.
         base: number of the shipped denoiser that all runs start from.
         ablations: whether they are run too, on validation.
     """
 
-    seconds: float = 60.0
-    seeds: int = 5
-    samples: int = 800
+    units: float = 700.0
+    seeds: int = 6
+    samples: int = 500
     base: int = 0
     ablations: bool = False
     quick: bool = False
@@ -71,15 +79,16 @@ class Bench:
         """Tune once and score with every study; from the store where it is there."""
         split, plan = studies[0].setting.split, self.plan
         variant = hurried(variant) if plan.quick else variant
-        settings = ([study.setting for study in studies], variant, plan.seconds, seed)
+        settings = ([study.setting for study in studies], variant.name, what_is_read(variant), plan.units, seed)
 
         def measured() -> dict[str, Any]:
-            tuned = studies[0].tune(variant.plan, Budget(seconds=plan.seconds, cpu_time=True), seed)
+            steps = steps_for(variant.plan, plan.units) if variant.plan else 0
+            tuned = studies[0].tune(variant.plan, Budget(steps=max(1, steps), cpu_time=True), seed)
             return {"cells": [asdict(study.score(variant, tuned, seed)) for study in studies]}
 
         self.bar.name(f"{split}: {variant.name}, seed {seed}")
         found, _ = self.store.get_or_run(f"{split}: {variant.name}, seed {seed}", settings, measured)
-        self.bar.advance(plan.seconds)
+        self.bar.advance(plan.units)
         return [Cell.from_values(cell) for cell in found["cells"]]
 
     def trial(self, variant: Variant) -> Cell:
@@ -96,8 +105,9 @@ class Bench:
     def run(self) -> dict[str, Any]:
         """Measure everything, and return it as JSON values."""
         trials, finalists = {}, {"base": BASE}
-        for name, variants in ((PLAIN, PLAIN_TRIALS), (FROZEN, FROZEN_TRIALS), ("ADT", SHIPPED_TRIALS)):
+        for name, variants in ((PLAIN, PLAIN_TRIALS), (FROZEN, FROZEN_TRIALS)):
             finalists[name], trials[name] = self.best(variants)
+        finalists["ADT"] = ADT  # as it ships, chosen by nothing here
         if self.plan.ablations:
             trials["ablations"] = [self.trial(variant) for variant in ABLATIONS]
         results: dict[str, list[list[Cell]]] = {}
@@ -106,7 +116,7 @@ class Bench:
         return {
             "plan": asdict(self.plan),
             "machine": report.machine(),
-            "as it ships": asdict(ADT.plan.adt) if ADT.plan and ADT.plan.adt else None,
+            "as it ships": dict(options_read(SHIPPED)),
             "finalists": {name: variant.name for name, variant in finalists.items()},
             "trials": {name: [asdict(cell) for cell in cells] for name, cells in trials.items()},
             "heldout": {name: [[asdict(cell) for cell in noises] for noises in runs] for name, runs in results.items()},
@@ -114,11 +124,25 @@ class Bench:
         }
 
 
+def options_read(config: ADTConfig) -> Iterator[tuple[str, Any]]:
+    """Yield the options that the miniature's figures depend on, by name."""
+    yield from ((spec.name, getattr(config, spec.name)) for spec in fields(config) if spec.name not in UNREAD)
+
+
+def what_is_read(variant: Variant) -> tuple[Any, ...]:
+    """Return everything about a fine-tune that its figures depend on: a new option that is not among it leaves them valid."""
+    if variant.plan is None:
+        return ()
+    plan = [(spec.name, getattr(variant.plan, spec.name)) for spec in fields(variant.plan) if spec.name != "adt"]
+    adt = tuple(options_read(variant.plan.adt)) if variant.plan.adt else ()
+    return tuple(plan), adt, variant.samplers
+
+
 def count_runs(plan: Plan) -> int:
     """Count the runs of a benchmark from nothing: all trials, one more of each group, the base and the finalists."""
-    groups = (PLAIN_TRIALS, FROZEN_TRIALS, SHIPPED_TRIALS)
+    groups = (PLAIN_TRIALS, FROZEN_TRIALS)
     trials = sum(len(group) + 1 for group in groups) + (len(ABLATIONS) if plan.ablations else 0)
-    return trials + 1 + plan.seeds * len(groups)
+    return trials + 1 + plan.seeds * (len(groups) + 1)
 
 
 def _best(variants: Sequence[Variant], cells: Sequence[Cell]) -> Variant:
@@ -152,8 +176,8 @@ def paragraphs(results: dict[str, Any]) -> Iterator[str]:
     plan = results["plan"]
     yield "# The miniature, from the plateau"
     yield (
-        f"Written by `python -m benchmarks.miniature` in `tests/` from [miniature.json](miniature.json). Every run had "
-        f"{plan['seconds']:g} seconds of processor time on one thread, warm-up included. Figures are means over "
+        f"Written by `python -m benchmarks.miniature` in `tests/` from [miniature.json](miniature.json). Every run cost as "
+        f"much as {plan['units']:g} steps of plain training, counted in operations, warm-up included. Figures are means over "
         f"{plan['seeds']} seeds (each the mean over {len(NOISES)} evaluation noises of {plan['samples']} samples), with their "
         "95 % bootstrap interval; held-out split, which has chosen nothing. DDIM, leading."
     )
@@ -234,18 +258,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 2 for wrong options, 130 after Ctrl-C, 1 with one line where an extra is not installed.
     """
     given = _parser().parse_args(argv)
-    plan = Plan(given.seconds, given.seeds, base=given.base, ablations=given.ablations)
+    plan = Plan(given.units, given.seeds, base=given.base, ablations=given.ablations)
     if given.quick:
-        plan = replace(plan, seconds=0.5, seeds=2, samples=40, quick=True)
-    with short_endings(given.out), Bar(plan.seconds * count_runs(plan)) as bar:
+        plan = replace(plan, units=20.0, seeds=2, samples=40, quick=True)
+    with short_endings(given.out), Bar(plan.units * count_runs(plan)) as bar:
         write(Bench(plan, given.out, bar).run(), given.out)
     print(f"Written: miniature.md, miniature.json and miniature.png in {given.out.resolve()}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.miniature", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seconds", type=duration, default=Plan.seconds, help="of every run (default: 60)")
-    parser.add_argument("--seeds", type=positive, default=Plan.seeds, help="runs of each finalist (default: 5)")
+    parser.add_argument("--units", type=duration, default=Plan.units, help="cost of every run, in plain steps (default: 700)")
+    parser.add_argument("--seeds", type=positive, default=Plan.seeds, help="runs of each finalist (default: 6)")
     parser.add_argument("--base", type=int, default=0, help="number of the shipped denoiser (default: 0)")
     parser.add_argument("--ablations", action="store_true", help="run the ablations too")
     parser.add_argument("--out", type=Path, default=DOCUMENTS, help="folder (default: docs/benchmarks)")

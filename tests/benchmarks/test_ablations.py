@@ -18,9 +18,9 @@ from adt_plugin.demo.finetune import STRATEGIES, build_turn, tunable_copy
 from adt_plugin.demo.models import UNet
 from adt_plugin.demo.study import Study
 from adt_plugin.demo.variants import ADT, BASE, PLAIN, changed, hurried
-from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PLAIN_TRIALS, SHIPPED_TRIALS, without_average
+from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PLAIN_TRIALS, without_average
 
-TRIALS = (*PLAIN_TRIALS, *FROZEN_TRIALS, *SHIPPED_TRIALS)
+TRIALS = (*PLAIN_TRIALS, *FROZEN_TRIALS)
 EVERYTHING = (BASE, ADT, *TRIALS, *map(without_average, TRIALS), *ABLATIONS)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.demo.study import Setting, Study
-from adt_plugin.demo.variants import SHIPPED
+from adt_plugin.demo.variants import ADT, SHIPPED
 from benchmarks import miniature
-from benchmarks.ablations import FROZEN_TRIALS, PLAIN_TRIALS, SHIPPED_TRIALS, without_average
-from benchmarks.miniature import Bench, Plan, merit, paragraphs, write
+from benchmarks.ablations import FROZEN_TRIALS, PLAIN_TRIALS, without_average
+from benchmarks.counting import mean_turns, plain_step, steps_for
+from benchmarks.miniature import UNREAD, Bench, Plan, merit, options_read, paragraphs, what_is_read, write
 from tiny_demo import stop_after
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
@@ -38,7 +40,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tiny_study: Study) -> Plan:
         return replace(tiny_study, setting=setting, evaluator=tiny_study.evaluator.shortened(40))
 
     monkeypatch.setattr(miniature, "open_study", study)
-    return Plan(seconds=0.3, seeds=2, samples=40, quick=True)
+    return Plan(units=20, seeds=2, samples=40, quick=True)
 
 
 def test_a_half_finished_bench_is_resumed_and_nothing_is_measured_twice(
@@ -49,11 +51,11 @@ def test_a_half_finished_bench_is_resumed_and_nothing_is_measured_twice(
         Bench(small, tmp_path, Silent()).run()
     begun = stop_after(1000, monkeypatch)
     results = Bench(small, tmp_path, Silent()).run()
-    # trials: 2 plain + 1 without average, 1 frozen + 1, 1 ADT + 1; held-out: the base, then three finalists twice
-    assert len(begun) == 3 + 2 + 2 + 1 + 3 * 2 - 4
-    assert miniature.count_runs(small) == 3 + 2 + 2 + 1 + 3 * 2
+    # trials: 2 plain + 1 without average, 1 frozen + 1; held-out: the base, then three finalists twice
+    assert len(begun) == 3 + 2 + 1 + 3 * 2 - 4
+    assert miniature.count_runs(small) == 3 + 2 + 1 + 3 * 2
     again = Bench(small, tmp_path, Silent()).run()
-    assert len(begun) == 10 and again == results
+    assert len(begun) == 8 and again == results
     write(results, tmp_path)
     page = (tmp_path / "miniature.md").read_text(encoding="utf-8")
     assert page.count("| frozen heads") == 3 + 1 + 3 and "against" in page  # 3 tables, the comparison, head and 2 trials
@@ -73,7 +75,25 @@ def test_the_best_trial_is_the_one_that_goes_on(small: Plan, tmp_path: Path, mon
 
 def test_rivals_are_tried_as_often_as_each_other():
     assert len(PLAIN_TRIALS) == len(FROZEN_TRIALS) == 5
-    assert {variant.plan.adt for variant in SHIPPED_TRIALS} == {SHIPPED}
+    assert ADT.plan.adt == SHIPPED and ADT.plan.ema == 0  # sd-scripts keeps no average
+
+
+def test_a_changed_option_makes_a_cell_stale_and_one_that_is_not_read_does_not():
+    assert what_is_read(ADT) != what_is_read(replace(ADT, plan=replace(ADT.plan, adt=replace(SHIPPED, weight=4.0))))
+    assert what_is_read(ADT) != what_is_read(replace(ADT, plan=replace(ADT.plan, lr=1e-4)))
+    assert what_is_read(ADT) == what_is_read(replace(ADT, plan=replace(ADT.plan, adt=replace(SHIPPED, pictures_every=7))))
+    assert {spec.name for spec in fields(ADTConfig)} >= set(UNREAD)
+
+
+def test_the_counted_cost_is_that_of_its_turns():
+    plan = replace(ADT.plan, batch_size=2, adt=replace(SHIPPED, warmup=2, steps=2, start_min=0.0))
+    warmup, turn = mean_turns(plan)
+    step = plain_step(2)
+    assert turn > step and 0 < warmup < turn
+    steps = steps_for(plan, 60)
+    assert 2 * warmup + steps * (step + turn) == pytest.approx(60 * step, rel=0.1)
+    assert steps_for(PLAIN_TRIALS[0].plan, 60) == 60
+    assert steps_for(replace(plan, adt=replace(plan.adt, every=2)), 60) > steps
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +108,11 @@ def test_the_published_page_is_what_its_json_says(published: dict):
 
 
 def test_the_published_row_as_it_ships_is_of_todays_defaults(published: dict):
-    assert published["as it ships"] == asdict(SHIPPED)
-    assert published["finalists"]["ADT"].startswith("ADT as it ships")
+    assert published["as it ships"] == dict(options_read(SHIPPED))
+    assert published["finalists"]["ADT"] == ADT.name
 
 
 def test_the_finalists_had_the_best_figures_on_validation(published: dict):
-    for name in ("plain", "frozen heads", "ADT"):
+    for name in ("plain", "frozen heads"):
         cells = [miniature.Cell.from_json(json.dumps(cell)) for cell in published["trials"][name]]
         assert min(cells, key=merit).run == published["finalists"][name]

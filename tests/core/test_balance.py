@@ -55,6 +55,14 @@ def test_cap_keeps_small_gradients_small_and_bounds_large_ones() -> None:
     assert applied(target, 1e4) == pytest.approx(1.0)
 
 
+def test_cap_knows_the_average_from_what_was_measured_before() -> None:
+    """A start next to the image gives a small gradient: the first turn of a run must not raise it to the diffusion loss's."""
+    target = balance("cap")
+    for norm in (10.0, 12.0, 8.0, 10.0):
+        target.measure(torch.tensor(norm))
+    assert applied(target, 0.7) == pytest.approx(0.08, rel=0.2)
+
+
 def test_none_is_the_plain_weight() -> None:
     assert float(balance("none", weight=0.3).scale(torch.tensor(7.0))) == pytest.approx(0.3)
     assert float(balance("none", weight=0.3, diffusion=None).scale(torch.tensor(7.0))) == pytest.approx(0.3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from adt_plugin.core.diffusion.denoiser import Guided
-from adt_plugin.core.diffusion.gradient_path import GRAD_MASKS, choose_grad_positions, leaf_gradients, replay
+from adt_plugin.core.diffusion.gradient_path import (
+    GRAD_MASKS,
+    Candidate,
+    choose_grad_positions,
+    leaf_gradients,
+    replay,
+)
 from adt_plugin.core.diffusion.samplers import build_flow_sampler, build_sampler
 from adt_plugin.core.diffusion.unroll import noised_start, unroll
 from adt_plugin.core.rng import preserved_rng, seed_everything
@@ -114,7 +120,7 @@ def test_kept_graphs_give_the_gradient_of_the_replay(name: str, kind: str, mask:
 @pytest.mark.parametrize("kind", GRAD_MASKS)
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_every_mask_kind_gives_the_gradient_of_its_steps(kind: str, count: int) -> None:
-    mask = choose_grad_positions(kind, range(START), count, torch.Generator().manual_seed(count))
+    mask = choose_grad_positions(kind, evenly_weighed(range(START)), count, torch.Generator().manual_seed(count))
     replayed, full = two_routes("ddim", "epsilon", mask, torch.float64)
     assert relative_error(replayed, full) < 1e-10
 
@@ -168,13 +174,17 @@ def test_replay_uses_the_hosts_backward() -> None:
 # Masks
 
 
+def evenly_weighed(positions: Iterable[int]) -> list[Candidate]:
+    return [Candidate(position, 1.0) for position in positions]
+
+
 @pytest.mark.parametrize("kind", GRAD_MASKS)
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 @pytest.mark.parametrize("candidates", [[0], [2, 3], [0, 1, 2, 3, 4, 5, 6]], ids=str)
 def test_a_mask_is_an_ordered_subset_of_the_right_size(kind: str, count: int, candidates: list[int]) -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
-        mask = choose_grad_positions(kind, candidates, count, generator)
+        mask = choose_grad_positions(kind, evenly_weighed(candidates), count, generator)
         assert mask == sorted(set(mask)) and set(mask) <= set(candidates)
         assert len(mask) == (len(candidates) if kind == "all" else min(count, len(candidates)))
 
@@ -184,7 +194,7 @@ def test_a_mask_is_drawn_from_the_given_generator_alone(kind: str) -> None:
     def drawn(global_seed: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(7)
         torch.manual_seed(global_seed)
-        return [choose_grad_positions(kind, range(9), 2, generator) for _ in range(8)]
+        return [choose_grad_positions(kind, evenly_weighed(range(9)), 2, generator) for _ in range(8)]
 
     assert drawn(1) == drawn(2)
 
@@ -195,9 +205,38 @@ def test_no_candidates_give_no_mask() -> None:
 
 def test_last_takes_the_last_and_random_and_even_reach_every_step() -> None:
     generator = torch.Generator().manual_seed(0)
-    assert choose_grad_positions("last", range(6), 2, generator) == [4, 5]
-    for kind in ("random", "even"):
-        assert {i for _ in range(200) for i in choose_grad_positions(kind, range(6), 2, generator)} == set(range(6))
+    candidates = evenly_weighed(range(6))
+    assert choose_grad_positions("last", candidates, 2, generator) == [4, 5]
+    for kind in ("random", "even", "weighted"):
+        assert {i for _ in range(200) for i in choose_grad_positions(kind, candidates, 2, generator)} == set(range(6))
+
+
+def test_weighted_draws_steps_by_what_they_count_for() -> None:
+    generator = torch.Generator().manual_seed(0)
+    candidates = [Candidate(0, 3.0), Candidate(1, 1.0), Candidate(4, 0.0)]
+    drawn = [i for _ in range(2000) for i in choose_grad_positions("weighted", candidates, 1, generator)]
+    assert drawn.count(0) / len(drawn) == pytest.approx(0.75, abs=0.04)
+    assert drawn.count(4) == 0
+    assert choose_grad_positions("weighted", candidates[2:], 1, generator) == [4]  # where there is no other
+
+
+@pytest.mark.parametrize(("name", "kind"), SCHEDULES)
+def test_a_step_s_weight_is_what_its_output_counts_for_in_the_image(name: str, kind: str) -> None:
+    """Against a walk with latents of full size: x_0' moves by the weight when one output moves by one."""
+    sampler = sampler_for(name, kind)
+    sampler.prepare(STEPS, START)
+    weights = sampler.output_weights(START)
+
+    def end(moved: int | None) -> Tensor:
+        sampler.prepare(STEPS, START)
+        latents = torch.full((1, 4, 2, 2), 0.3)
+        for position, timestep in enumerate(sampler.timesteps[len(sampler.timesteps) - START :]):
+            latents = sampler.step(torch.full((1, 4, 2, 2), 0.1 + (position == moved)), timestep, latents)
+        return latents
+
+    still = end(None)
+    for position, weight in enumerate(weights):
+        torch.testing.assert_close((end(position) - still).abs().mean().item(), weight, rtol=1e-3, atol=1e-5)
 
 
 # Memory

@@ -10,7 +10,7 @@ import pytest
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
-from adt_plugin.core.schedule import Phase, TurnCount, TurnSchedule, count_grad_steps, start_range
+from adt_plugin.core.schedule import AdversarialRate, Phase, TurnCount, TurnSchedule, count_grad_steps, start_range
 
 SCHEDULES = [TurnSchedule(*values) for values in product((0, 1, 3, 8), (1, 2, 5), (0, 4, 30))]
 
@@ -55,9 +55,52 @@ def test_before_it_begins_a_schedule_is_off_and_its_warmup_comes_after() -> None
 
 
 def test_the_options_make_the_schedule() -> None:
-    assert TurnSchedule.from_config(ADTConfig(warmup=7, every=3)) == TurnSchedule(warmup=7, every=3, begin=0)
+    assert TurnSchedule.from_config(ADTConfig(begin=0, warmup=7, every=3), 100) == TurnSchedule(warmup=7, every=3, begin=0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         TurnSchedule(1, 1).every = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("begin", "batches", "first"),
+    [
+        (0.9, 1, 860),  # the warm-up of 40 turns ends where the last tenth begins
+        (0.9, 4, 890),  # four batches a step: 40 turns in ten steps
+        (0.9, 3, 886),  # 40 turns are 13 steps and a third: the warm-up ends a little early
+        (700.0, 1, 660),
+        (0.02, 1, 0),  # no room before it: the warm-up comes first, and what follows begins later
+        (0.0, 1, 0),
+    ],
+)
+def test_the_warmup_ends_where_the_adversarial_part_begins(begin: float, batches: int, first: int) -> None:
+    schedule = TurnSchedule.from_config(ADTConfig(begin=begin, warmup=40, every=1), 1000, batches)
+    assert schedule.begin == first
+
+
+def test_a_begin_that_is_no_whole_step_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--adt_begin must be a share of the run below 1, such as 0.9, or a whole step"):
+        ADTConfig(begin=90.5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        (TurnSchedule(0, 1, begin=50), "lower --adt_begin, which comes after the run's last step [(]20[)]"),
+        (TurnSchedule(40, 1), "lower --adt_warmup to about a tenth of the run's 20 steps"),
+        (TurnSchedule(0, 50, begin=10), "lower --adt_every: the run ends at step 20"),
+    ],
+)
+def test_the_refusal_names_what_is_too_much(schedule: TurnSchedule, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        schedule.check(20)
+
+
+def test_the_adversarial_part_has_a_rate_of_its_own_that_falls_to_zero() -> None:
+    rate = AdversarialRate.from_config(ADTConfig(begin=0.5, lr=0.4), 100)
+    assert rate.at(49) is None
+    assert [rate.at(step) for step in (50, 75, 100)] == [0.4, 0.4, 0.0]
+    assert rate.at(90) == pytest.approx(0.4 * 2 * 10 / 50)
+    assert rate.at(120) == 0.0
+    assert AdversarialRate.from_config(ADTConfig(begin=0.5, lr=0.0), 100).at(80) is None
 
 
 @pytest.mark.parametrize(
@@ -75,7 +118,7 @@ def test_a_run_without_an_adversarial_turn_is_refused(
     schedule: TurnSchedule, steps: int, turns: int, step: int, refused: bool
 ) -> None:
     batches = 2 if schedule.warmup == 5 else 1
-    said = f"--adt_warmup {schedule.warmup} and --adt_every {schedule.every} leave no turn of this run .*{steps}"
+    said = f"--adt_warmup {schedule.warmup} and --adt_every {schedule.every} leave no turn of this run .*{step + steps}"
     with pytest.raises(ConfigError, match=said) if refused else contextlib.nullcontext():
         schedule.check(steps, batches, step, turns)
 

@@ -49,7 +49,7 @@ def test_only_the_denoiser_and_the_heads_are_changed() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(heads, turn.discriminator.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("options", [{"warmup": 3}, {"weight": 0.0}])
+@pytest.mark.parametrize("options", [{"warmup": 30}, {"weight": 0.0}])
 def test_in_the_warmup_and_with_weight_zero_only_the_discriminator_trains(options: dict[str, float]) -> None:
     net, turn = ToyDenoiser(), toy_turn(**options)
     heads = [p.clone() for p in turn.discriminator.parameters()]
@@ -57,6 +57,14 @@ def test_in_the_warmup_and_with_weight_zero_only_the_discriminator_trains(option
     assert torch.equal(before, after)
     assert report.grad_norm == 0 and report.grad_positions == [] and report.step_grad_norms == []
     assert not all(torch.equal(a, b) for a, b in zip(heads, turn.discriminator.parameters(), strict=True))
+
+
+def test_the_warmup_s_last_turns_measure_the_gradient_and_apply_none_of_it() -> None:
+    net, turn = ToyDenoiser(), toy_turn(warmup=3)
+    before, after, report = one_step(turn, net)
+    assert torch.equal(before, after)
+    assert report.warmup and report.grad_norm == 0 and report.grad_positions == []
+    assert float(turn.balance.adversarial.value) == pytest.approx(report.grad_norm_raw) and report.grad_norm_raw > 0
 
 
 def test_the_warmup_ends_after_its_turns() -> None:

@@ -10,7 +10,7 @@ from adt_plugin.core.config import ADTConfig
 from adt_plugin.cost.formula import Parts, mean_turn, run_ratio, total, turn_shares, warmup_turn
 
 PARTS = Parts(forward=1.0, step=3.0, decode_real=0.5, decode_generated=2.0, judge=0.25)
-CONFIG = ADTConfig(steps=4, grad_steps=2, every=2, warmup=10, start_min=0.0, memory="low")
+CONFIG = ADTConfig(begin=0, steps=4, grad_steps=2, every=2, warmup=10, start_min=0.0, memory="low")
 
 
 def test_a_turn_is_its_forwards_its_replays_and_what_happens_once() -> None:
@@ -50,9 +50,17 @@ def test_the_mean_is_over_all_starts_that_are_allowed() -> None:
 
 def test_a_run_has_a_turn_in_every_step_of_the_warmup_and_then_every_n_steps() -> None:
     assert warmup_turn(PARTS, CONFIG) == 2.5 + 2 * 0.5 + 0.25
-    expected = 1 + (10 * 3.75 + 90 / 2 * total(mean_turn(PARTS, CONFIG))) / (100 * 3)
+    measured = 8 * 1.5  # of the warm-up, with a gradient to the images
+    expected = 1 + (10 * 3.75 + measured + 90 / 2 * total(mean_turn(PARTS, CONFIG))) / (100 * 3)
     assert run_ratio(PARTS, CONFIG, 100) == pytest.approx(expected)
 
 
 def test_a_run_that_is_all_warmup() -> None:
-    assert run_ratio(PARTS, CONFIG, 5) == 1 + 3.75 / 3
+    assert run_ratio(PARTS, CONFIG, 5) == 1 + (3.75 + 1.5) / 3
+
+
+def test_a_run_has_its_turns_in_the_last_part() -> None:
+    late = replace(CONFIG, begin=0.8)
+    assert run_ratio(PARTS, late, 100) == pytest.approx(
+        1 + (10 * 3.75 + 8 * 1.5 + 20 / 2 * total(mean_turn(PARTS, late))) / (100 * 3)
+    )

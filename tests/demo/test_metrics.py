@@ -137,6 +137,9 @@ def test_coverage_averages_over_chunks_of_equal_size():
 
 def test_the_kernel_distance_is_the_mean_over_pairs_counted_one_by_one():
     real, gen = normal(6, 3), normal(5, 3, seed=1) + 1
+    unscaled = kernel_distance(7 * real, 7 * gen)
+    scale = real.square().mean().sqrt()
+    real, gen = real / scale, gen / scale
 
     def kernel(a: Tensor, b: Tensor) -> float:
         return float((a @ b / 3 + 1) ** 3)
@@ -146,6 +149,7 @@ def test_the_kernel_distance_is_the_mean_over_pairs_counted_one_by_one():
     ]
     across = np.mean([kernel(x, y) for x in real for y in gen])
     assert kernel_distance(real, gen) == pytest.approx(1000 * (sum(own) - 2 * across))
+    assert unscaled == pytest.approx(kernel_distance(real, gen))  # whatever the features' scale
 
 
 def test_the_kernel_distance_of_two_halves_of_one_set_is_about_zero():

@@ -11,7 +11,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def adt_options(tiny_dino: Path) -> tuple[str | Path, ...]:
-    """`--adt` at the tiny models' size: a turn in every step, a picture every second turn, one turn of warm-up."""
+    """`--adt` at the tiny models' size: a turn in every step from the first on at the run's own rate, a picture every
+    second turn, one turn of warm-up."""
     return (
         "--adt",
         "--adt_backbone",
@@ -20,6 +21,10 @@ def adt_options(tiny_dino: Path) -> tuple[str | Path, ...]:
         "56",
         "--adt_steps",
         "4",
+        "--adt_begin",
+        "0",
+        "--adt_lr",
+        "0",
         "--adt_every",
         "1",
         "--adt_warmup",

@@ -46,7 +46,8 @@ class GradientBalance:
     Modes (`--adt_balance`):
         ratio: every turn's norm is exactly `weight` times the average diffusion norm.
         cap: a turn of average norm is scaled to that; one with a smaller gradient than the average stays smaller in
-            proportion, so that a discriminator with nothing to say is not amplified.
+            proportion, so that a discriminator with nothing to say is not amplified. The average is
+            known from the end of the warm-up on; a run without one starts from its first turn's own norm.
         none: the plain factor `weight` (lambda in the paper's notation).
     In every mode the result is bounded to `max_ratio` times the average diffusion norm.
 
@@ -59,6 +60,10 @@ class GradientBalance:
     def __init__(self, mode: str, weight: float, max_ratio: float) -> None:
         self.mode, self.weight, self.max_ratio = mode, weight, max_ratio
         self.diffusion, self.adversarial = EMA(), EMA()
+
+    def measure(self, norm: Tensor) -> None:
+        """Take in the norm of an adversarial gradient (0-dim) that is not applied, as at the end of the warm-up."""
+        self.adversarial.update(norm)
 
     def scale(self, norm: Tensor) -> Tensor:
         """Return the factor for an adversarial gradient of this norm (0-dim); 0 for a non-finite one.

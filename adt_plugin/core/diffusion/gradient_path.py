@@ -9,6 +9,7 @@ replay'). Where memory allows, the unroll keeps the graphs of these steps (`--ad
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,33 +21,69 @@ Backward = Callable[[Tensor], None]
 """Runs the backward pass of a scalar, as `accelerator.backward`."""
 
 
-def _random_positions(candidates: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
+@dataclass(frozen=True)
+class Candidate:
+    """A walked step that may carry gradient.
+
+    Attributes:
+        position: in the unroll; 0 is the first step walked.
+        weight: |dx_0'/do_i|, what the step's output counts for in the image.
+    """
+
+    position: int
+    weight: float
+
+
+Mask = Callable[[Sequence[Candidate], int, torch.Generator], list[int]]
+"""Chooses so many positions among the candidates, in the order of the unroll."""
+
+
+def _random_positions(candidates: Sequence[Candidate], count: int, generator: torch.Generator) -> list[int]:
     order = torch.randperm(len(candidates), generator=generator)[:count]
-    return sorted(candidates[int(i)] for i in order)
+    return sorted(candidates[int(i)].position for i in order)
 
 
-def _even_positions(candidates: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
+def _weighted_positions(candidates: Sequence[Candidate], count: int, generator: torch.Generator) -> list[int]:
+    """Draw steps with chances in proportion to their weights: none is replayed for a hundredth of the gradient (ours)."""
+    weights = torch.tensor([max(candidate.weight, NEGLIGIBLE) for candidate in candidates])
+    drawn = torch.multinomial(weights, count, generator=generator)
+    return sorted(candidates[int(i)].position for i in drawn)
+
+
+def _even_positions(candidates: Sequence[Candidate], count: int, generator: torch.Generator) -> list[int]:
     """Space them evenly from a random offset (DRTune, arXiv 2405.00760)."""
     stride = len(candidates) / count
     offset = float(torch.rand((), generator=generator)) * stride
-    return [candidates[min(int(offset + i * stride), len(candidates) - 1)] for i in range(count)]
+    return [candidates[min(int(offset + i * stride), len(candidates) - 1)].position for i in range(count)]
 
 
-GRAD_MASKS: dict[str, Callable[[Sequence[int], int, torch.Generator], list[int]]] = {
+def _last_positions(candidates: Sequence[Candidate], count: int, generator: torch.Generator) -> list[int]:
+    return [candidate.position for candidate in candidates[-count:]]
+
+
+def _all_positions(candidates: Sequence[Candidate], count: int, generator: torch.Generator) -> list[int]:
+    return [candidate.position for candidate in candidates]
+
+
+NEGLIGIBLE = 1e-6
+"""The least weight in a draw: a step that counts for nothing is drawn where there is no other."""
+
+GRAD_MASKS: dict[str, Mask] = {
+    "weighted": _weighted_positions,
     "random": _random_positions,
     "even": _even_positions,
-    "last": lambda candidates, count, generator: list(candidates[-count:]),
-    "all": lambda candidates, count, generator: list(candidates),
+    "last": _last_positions,
+    "all": _all_positions,
 }
 """By `--adt_grad_mask`."""
 
 
-def choose_grad_positions(kind: str, candidates: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
+def choose_grad_positions(kind: str, candidates: Sequence[Candidate], count: int, generator: torch.Generator) -> list[int]:
     """Choose the positions M of the unroll that carry gradient, in the order of the unroll.
 
     Args:
         kind: a key of `GRAD_MASKS`.
-        candidates: positions that may be chosen, first to last.
+        candidates: steps that may be chosen, first to last.
         count: K; fewer candidates are all taken.
     """
     if not candidates:

@@ -77,6 +77,20 @@ class Sampler:
         stepped: Tensor = self.scheduler.step(output, timestep, latents, return_dict=False)[0]
         return stepped
 
+    def output_weights(self, start: int) -> list[float]:
+        """Return |dx_0'/do_i| of every step of a walk along the last `start` points of the grid that was laid, first to last.
+
+        A deterministic linear sampler's result is linear in every output, with one number per step: found by walking a copy
+        of the sampler with latents of a single element.
+        """
+        walker = copy.deepcopy(self)
+        timesteps = walker.timesteps[len(walker.timesteps) - start :]
+        latents, outputs = torch.zeros(1, 1, 1, 1), [torch.zeros(1, 1, 1, 1, requires_grad=True) for _ in timesteps]
+        with torch.enable_grad():
+            for timestep, output in zip(timesteps, outputs, strict=True):
+                latents = walker.step(output, timestep, latents)
+        return [abs(float(weight)) for weight in torch.autograd.grad(latents.sum(), outputs)]
+
     def check_grid(self, steps: int) -> None:
         """Refuse a number of steps whose grid cannot be walked exactly.
 

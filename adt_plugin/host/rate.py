@@ -1,0 +1,64 @@
+"""The adversarial part's own learning rate, put into the host's optimizers while they work, and taken out again.
+
+The host's scheduler never sees it: it reads and writes the rates between optimizer steps, and saves them in its states. An
+optimizer that steps inside the backward pass (`--fused_backward_pass`) finds the rate there as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from adt_plugin.core.schedule import AdversarialRate
+
+
+class RestartedRate:
+    """Gives the optimizers the rate of the step that is under way.
+
+    Args:
+        rate: by optimizer step.
+        optimizers: torch's own, whose groups remember the rate that they were built with (`initial_lr`), as every scheduler of
+            torch lets them; a group without one, such as Adafactor's with a rate of its own, is left alone.
+        undos: takes the optimizers' hooks away.
+    """
+
+    def __init__(self, rate: AdversarialRate, optimizers: Iterable[Any], undos: ExitStack) -> None:
+        self.rate, self.optimizers, self.step = rate, list(optimizers), 0
+        self._kept: dict[int, Any] = {}
+        for optimizer in self.optimizers if rate.share else ():
+            undos.callback(optimizer.register_step_pre_hook(lambda *_: self._put_in()).remove)
+            undos.callback(optimizer.register_step_post_hook(lambda *_: self._take_out()).remove)
+
+    @contextmanager
+    def during(self, step: int) -> Iterator[None]:
+        """Put the rate in during a backward pass of this optimizer step (from 0); the step itself finds it by its hooks."""
+        self.step = step
+        self._put_in()
+        try:
+            yield
+        finally:
+            self._take_out()
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
+        yield from (group for group in groups if group.get("lr") is not None and group.get("initial_lr") is not None)
+
+    def _put_in(self) -> None:
+        share = self.rate.at(self.step)
+        if share is None or self._kept:
+            return
+        for group in self._groups():
+            self._kept[id(group)] = group["lr"]
+            group["lr"] = _like(group["lr"], share * float(group["initial_lr"]))
+
+    def _take_out(self) -> None:
+        for group in self._groups():
+            if id(group) in self._kept:
+                group["lr"] = self._kept[id(group)]
+        self._kept.clear()
+
+
+def _like(found: Any, value: float) -> Any:
+    """Return the value as the optimizer holds its rate: some hold a tensor, for graphs that are captured once."""
+    return found.new_tensor(value) if hasattr(found, "new_tensor") else value

@@ -1,0 +1,148 @@
+"""The adversarial part at a run's end: when it begins, its learning rate, and what it leaves as it was."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from adtruns import rows
+from safetensors.torch import load_file
+
+from adt_plugin.core.schedule import AdversarialRate
+from adt_plugin.host import resume
+from adt_plugin.host.rate import RestartedRate
+from tinyhost.run import TinyRun
+
+Options = tuple[str | Path, ...]
+
+COSINE = ("--max_train_steps", "6", "--lr_scheduler", "cosine", "--save_every_n_steps", "2")
+
+
+class Recorded(torch.optim.SGD):
+    """Notes the rate of every step."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+        self.rates: list[float] = []
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        self.rates.append(self.param_groups[0]["lr"])
+
+
+def walk(share: float, undos: ExitStack) -> tuple[Recorded, list[float], list[float]]:
+    """Eight steps of a host's loop with a scheduler; the optimizer, the rates inside backward, and those the scheduler says."""
+    optimizer = Recorded(0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 8)
+    rate = RestartedRate(AdversarialRate(share, begin=4, end=8), [optimizer], undos)
+    inside, said = [], []
+    for step in range(8):
+        with rate.during(step):
+            inside.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+        said.append(scheduler.get_last_lr()[0])
+    return optimizer, inside, said
+
+
+def test_the_optimizer_steps_with_the_restarted_rate_and_the_scheduler_never_sees_it() -> None:
+    with ExitStack() as undos:
+        optimizer, inside, said = walk(0.5, undos)
+    assert optimizer.rates == pytest.approx([0.1, 0.0875, 0.075, 0.0625, 0.05, 0.05, 0.05, 0.025])
+    assert inside == optimizer.rates  # what an optimizer that steps inside the backward pass finds
+    with ExitStack() as undos:
+        untouched, _, plain = walk(0.0, undos)
+    assert said == plain and untouched.rates == pytest.approx([0.1 * (1 - step / 8) for step in range(8)])
+
+
+def test_a_group_without_a_rate_of_its_own_is_left_alone() -> None:
+    optimizer = Recorded(0.1)  # no scheduler, as with an optimizer that finds its own rate
+    with ExitStack() as undos:
+        with RestartedRate(AdversarialRate(0.5, 0, 8), [optimizer], undos).during(0):
+            assert optimizer.param_groups[0]["lr"] == 0.1
+        optimizer.step()
+    assert optimizer.rates == [0.1]
+
+
+def test_the_hooks_go_with_the_run() -> None:
+    with ExitStack() as undos:
+        optimizer, _, _ = walk(0.5, undos)
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+
+
+def test_a_rate_that_is_a_tensor_stays_one() -> None:
+    optimizer = Recorded(0.1)
+    optimizer.param_groups[0] |= {"lr": torch.tensor(0.1), "initial_lr": torch.tensor(0.1)}
+    with ExitStack() as undos, RestartedRate(AdversarialRate(0.5, 0, 8), [optimizer], undos).during(0):
+        torch.testing.assert_close(optimizer.param_groups[0]["lr"], torch.tensor(0.05))
+    torch.testing.assert_close(optimizer.param_groups[0]["lr"], torch.tensor(0.1))
+
+
+@pytest.mark.parametrize(
+    ("given", "counted", "left"),
+    [
+        ({}, 0, 100),
+        ({}, 30, 70),
+        ({"initial_step": 40}, 30, 60),
+        ({"initial_epoch": 3, "max_train_epochs": 4}, 30, 50),
+        ({"initial_step": None, "initial_epoch": None}, 100, 0),
+    ],
+)
+def test_the_steps_that_are_left_are_the_hosts_count(given: dict[str, int], counted: int, left: int) -> None:
+    assert resume.steps_left(argparse.Namespace(max_train_steps=100, **given), counted) == left
+
+
+def test_the_hosts_count_is_read_from_its_state_and_is_0_where_there_is_none(tmp_path: Path) -> None:
+    assert resume.host_count(tmp_path) == 0
+    (tmp_path / resume.HOST_COUNT).write_text(json.dumps({"current_epoch": 2, "current_step": 7}))
+    assert resume.host_count(tmp_path) == 7
+    (tmp_path / resume.HOST_COUNT).write_text("{")
+    assert resume.host_count(tmp_path) == 0
+
+
+@pytest.fixture(scope="module")
+def late(run_tiny: TinyRun, adt_options: Options):
+    """Six steps under a cosine, the last two of them adversarial, at half of the initial rate."""
+    return run_tiny(*COSINE, *adt_options, "--adt_begin", "0.6667", "--adt_lr", "0.5", "--save_state").check()
+
+
+def test_turns_come_in_the_last_part_and_their_warmup_just_before_it(late) -> None:
+    assert [(row["step"], row["warmup"]) for row in rows(late)] == [(3, True), (4, False), (5, False)]
+
+
+def test_until_then_the_run_is_the_plain_one_bit_for_bit(late, run_tiny: TinyRun) -> None:
+    plain = run_tiny(*COSINE, env={"ADT_PLUGIN_DISABLE": "1"}).check()
+    for name in ("tiny-step00000002.safetensors", "tiny-step00000004.safetensors"):
+        ours, theirs = (load_file(run.output_dir / name) for run in (late, plain))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    ours, theirs = late.saved(), plain.saved()
+    assert not all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_the_hosts_own_schedule_would_have_changed_less(late, run_tiny: TinyRun, adt_options: Options) -> None:
+    """The cosine has come down to a quarter and less, so that the same turns move the weights less without a new rate."""
+    own = run_tiny(*COSINE, *adt_options, "--adt_begin", "0.6667", "--adt_lr", "0").check()
+
+    def moved(run) -> float:
+        before, after = load_file(run.output_dir / "tiny-step00000004.safetensors"), run.saved()
+        return sum(float((after[key].float() - before[key].float()).square().sum()) for key in after if "lora" in key) ** 0.5
+
+    assert moved(late) > 1.5 * moved(own) > 0
+
+
+def test_a_resumed_run_begins_where_the_whole_run_would(late, run_tiny: TinyRun, adt_options: Options) -> None:
+    state = late.output_dir / "tiny-step00000002-state"
+    options = ("--adt_begin", "0.6667", "--adt_lr", "0.5", "--resume", state)
+    resumed = run_tiny(*COSINE, *adt_options, *options, "--skip_until_initial_step").check()
+    assert [(row["step"], row["warmup"]) for row in rows(resumed)][:3] == [(3, True), (4, False), (5, False)]
+
+
+def test_a_begin_after_the_end_is_refused_before_anything_is_loaded(run_tiny: TinyRun, adt_options: Options) -> None:
+    run = run_tiny(*COSINE, *adt_options, "--adt_begin", "1800")
+    assert run.returncode == 1 and "lower --adt_begin, which comes after the run's last step (6)" in " ".join(
+        run.stderr.split()
+    )
