@@ -125,12 +125,13 @@ def test_a_grid_that_cannot_be_walked(monkeypatch: pytest.MonkeyPatch, options: 
 
 def test_a_warmup_that_outlasts_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refused(monkeypatch, ADTConfig(warmup=100, every=2), max_train_steps=100)
-    assert message.startswith("--adt_warmup 100 and --adt_every 2 leave no turn of this run (--max_train_steps 100)")
+    assert message.startswith("--adt_begin, --adt_warmup 100 and --adt_every 2 leave no turn of this run")
+    assert message.endswith("lower --adt_warmup to about a tenth of the run's 100 steps, or train longer.")
 
 
 def test_a_first_turn_after_the_end_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refused(monkeypatch, ADTConfig(warmup=100, every=150), max_train_steps=150)
-    assert message.startswith("--adt_warmup 100 and --adt_every 150 leave no turn")
+    assert message.endswith("lower --adt_every: the run ends at step 150.")
 
 
 def test_a_run_that_resumes_is_asked_when_its_state_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ class Host:
             gradient_accumulation_steps=1,
             prior_loss_weight=prior_loss_weight,
         )
-        config = ADTConfig(**{"backbone": str(backbone), "image_size": 28, "warmup": 0, "steps": 4, "every": 1} | options)
+        config = ADTConfig(**{"backbone": str(backbone), "image_size": 28, "begin": 0.0, "warmup": 0, "steps": 4} | options)
         self.args, self.session = args, Session(config, args, SD)
         self.accelerator = Accelerator(cpu=True)
         self.schedule = DDPMScheduler(beta_schedule="scaled_linear")
