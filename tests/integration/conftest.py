@@ -25,8 +25,6 @@ def adt_options(tiny_dino: Path) -> tuple[str | Path, ...]:
         "0",
         "--adt_lr",
         "0",
-        "--adt_every",
-        "1",
         "--adt_warmup",
         "1",
         "--adt_pictures_every",

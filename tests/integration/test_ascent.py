@@ -15,7 +15,8 @@ ASCENT = Path(__file__).with_name("ascent.py")
 OPTIONS = {
     "--adt_image_size": 56,
     "--adt_steps": 4,
-    "--adt_every": 1,
+    "--adt_begin": 0,
+    "--adt_lr": 0,
     "--adt_warmup": 2,
     "--adt_weight": 1,
     "--adt_balance": "none",

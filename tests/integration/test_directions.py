@@ -28,7 +28,7 @@ HALF_PRECISION = {"hunyuan_image_train_network.py": 1e-2}
 """The host keeps this family's autoencoder in fp16."""
 
 
-OPTIONS = ("--max_train_steps", 20, "--adt_image_size", 56, "--adt_steps", 4, "--adt_warmup", 0)
+OPTIONS = ("--max_train_steps", 20, "--adt_image_size", 56, "--adt_steps", 4, "--adt_begin", 0, "--adt_warmup", 0)
 
 
 @pytest.mark.parametrize(("script", "options"), CASES.values(), ids=CASES)

@@ -231,7 +231,7 @@ def test_options_come_from_a_toml_file_and_the_command_line_wins(run_tiny: TinyR
         adt_backbone=str(tiny_dino),
         adt_image_size=56,
         adt_steps=6,
-        adt_every=1,
+        adt_begin=0,
         adt_warmup=1,
         adt_blocks=[2, 4],
     )
