@@ -19,7 +19,7 @@ from adt_plugin import __version__, register
 COMMANDS = {
     "demo": ("adt_plugin.demo.cli:demo_main", "train the built-in miniature: no host, no weights, no network"),
     "cost": ("adt_plugin.cost.cli:cost_main", "tell what a run costs in time and memory, counted or measured"),
-    "doctor": ("adt_plugin.host.doctor:main", "tell whether a work tree of sd-scripts can be served"),
+    "doctor": ("adt_plugin.host.checkup:main", "tell whether this computer is ready to train with --adt"),
 }
 """Name of a command -> `module:function`, and its line in the help.
 

@@ -34,10 +34,41 @@ def reject_unknown_keys(keys: Iterable[str]) -> None:
             raise ConfigError(f"unknown option {key}: did you mean {nearest}?")
 
 
+def given_names(args: argparse.Namespace, argv: Iterable[str], settings: Iterable[str] = ()) -> list[str]:
+    """Return the `adt_*` options that a user has set, in the order of the table.
+
+    Args:
+        args: parsed; a value that is not the default has been set.
+        argv: the command line.
+        settings: keys of a file of options.
+    """
+    flags = {word.partition("=")[0] for word in argv}
+    changed = {
+        PREFIX + spec.name for spec in fields(ADTConfig) if getattr(args, PREFIX + spec.name, spec.default) != spec.default
+    }
+    written = changed | {flag.removeprefix("--") for flag in flags} | set(settings)
+    return [name for name in option_names() if name != "adt" and name in written]
+
+
+def suggesting(parser: argparse.ArgumentParser) -> None:
+    """Let a parser's complaint about an unknown `--adt_*` name the nearest option."""
+    complain = parser.error
+
+    def error(message: str) -> Any:
+        valid = ["--" + name for name in option_names()]
+        words = [word.partition("=")[0] for word in message.split() if word.startswith("--adt")]
+        wrong = [word for word in words if word not in valid] if "unrecognized arguments" in message else []
+        nearest = {word: difflib.get_close_matches(word, valid, n=1, cutoff=0.0)[0] for word in wrong}
+        complain(message + "".join(f"; for {word}, did you mean {near}?" for word, near in nearest.items()))
+
+    vars(parser)["error"] = error
+
+
 def add_adt_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--adt` and every `--adt_*` to a parser, as a group of its own. Idempotent."""
     if any("--adt" in action.option_strings for action in parser._actions):
         return
+    suggesting(parser)
     group = parser.add_argument_group("ADT", "Adversarial Diffusion Tuning (adt_plugin)")
     group.add_argument(
         "--adt",

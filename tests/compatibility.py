@@ -41,7 +41,7 @@ wrote this page from those runs. Besides, for every family the tests compare sca
 (`tests/integration/test_directions.py`): the decode of the host's own latents, and an unroll with the oracle that makes the
 host's own loss zero, which comes back to the image to 1e-3 from every start.
 
-`python -m adt_plugin doctor FOLDER` says the same of the copy that you have: which trainers, which seams, where.
+`adt doctor -v FOLDER` says the same of the copy that you have: which trainers, which seams, where.
 """
 
 

@@ -29,9 +29,11 @@ class TurnReport:
         score_real, score_gen: mean scores of positive and negative pairs.
         grad_norm: of the adversarial gradient at the denoiser's output, as applied; 0 when none was.
         grad_norm_raw: the same before balancing; grad_norm_diffusion: moving average of the diffusion loss's.
+        distance: between the backbone's features of generated and real windows, mean over pairs (`feature_distance`).
         step_grad_norms: norm of dL_G/do_i for every step walked, before balancing; empty in the warm-up.
         skipped: a gradient of either side was not finite, in any process, and both sides' were dropped in all.
         seconds: wall time per stage, if the configuration asks for it.
+        kid, spread: how the last windows of this process compare as sets (`WindowSets`); NaN while they are few.
         gen, real, scores: `(B, 3, H, W)` images and per-pair scores of generated images `(B,)`, for pictures.
     """
 
@@ -46,28 +48,34 @@ class TurnReport:
     grad_norm: float
     grad_norm_raw: float
     grad_norm_diffusion: float
+    distance: float
     step_grad_norms: list[float]
     skipped: bool
     seconds: dict[str, float]
     gen: Tensor = field(repr=False)
     real: Tensor = field(repr=False)
     scores: Tensor = field(repr=False)
+    kid: float = float("nan")
+    spread: float = float("nan")
 
 
-def fetch(values: Mapping[str, Tensor], vector: Tensor) -> tuple[dict[str, float], list[float]]:
+def fetch(values: Mapping[str, Tensor], vector: Tensor, carried: Tensor) -> tuple[dict[str, float], list[float], Tensor]:
     """Average over all processes and fetch from the device, in one transfer.
 
     Args:
         values: 0-dim, by name.
         vector: one-dimensional.
+        carried: of any shape; comes along without being averaged.
 
     Returns:
-        The same values by name, and those of the vector, as Python numbers.
+        The same values by name and those of the vector, as Python numbers; and the tensor, float32 on the CPU.
     """
-    tensors = [*values.values(), *vector]
     device = vector.device
-    numbers = all_reduce_mean(torch.stack([tensor.detach().float().to(device) for tensor in tensors])).tolist()
-    return dict(zip(values, numbers, strict=False)), numbers[len(values) :]
+    averaged = all_reduce_mean(torch.stack([tensor.detach().float().to(device) for tensor in (*values.values(), *vector)]))
+    fetched = torch.cat([averaged, carried.detach().float().flatten().to(device)]).cpu()
+    numbers = fetched[: len(averaged)].tolist()
+    rest = fetched[len(averaged) :].view(carried.shape)
+    return dict(zip(values, numbers, strict=False)), numbers[len(values) :], rest
 
 
 class StageClock:

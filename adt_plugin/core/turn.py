@@ -18,6 +18,7 @@ from adt_plugin.core.diffusion.samplers import Sampler
 from adt_plugin.core.diffusion.unroll import NoisedStart, Unroll, UnrollFunction
 from adt_plugin.core.discriminator import Discriminator, PairFeatures
 from adt_plugin.core.discriminator.history import FeatureHistory
+from adt_plugin.core.discriminator.likeness import WindowSets, feature_distance, pooled
 from adt_plugin.core.discriminator.losses import LOSSES
 from adt_plugin.core.distributed import all_finite, all_processes_agree, all_reduce_mean, all_reduce_norm, rank
 from adt_plugin.core.images.crop import Crop, draw_crop
@@ -96,6 +97,7 @@ class AdversarialTurn:
         sampler.check_grid(config.steps)
         self.config, self.sampler, self.decode, self.discriminator = config, sampler, decode, discriminator
         self.loss, self.history = LOSSES[config.disc_loss], FeatureHistory()
+        self.windows = WindowSets()
         self.timestep_range, self.latent_pixels = timestep_range, latent_pixels
         self.noised_start, self.unroll = noised_start, unroll
         self.schedule, self.starts = schedule or TurnSchedule(config.warmup, config.every), start_range(config)
@@ -192,6 +194,7 @@ class AdversarialTurn:
                 features = features.detached()  # the graph through decoder and backbone goes
                 loss_d, score_real, score_gen = self._head_gradients(features)
                 sound = self._all_finite(loss_d, gradients)
+                windows = [pooled(image, self.discriminator.standardizers) for image in (features.gen, features.real)]
             gen, scores, loss_g = gen.detach(), scores.detach(), loss_g.detach()
             if sound and gradients.vectors:
                 with clock.stage("replay"):
@@ -201,7 +204,8 @@ class AdversarialTurn:
                 overflows = sound and self._overflows(overflowed)
                 self._step_heads(features, sound and not overflows)
         values = {"loss_g": loss_g, "loss_d": loss_d, "score_real": score_real, "score_gen": score_gen}
-        return self._report(values, gradients, sound, start, clock, (gen, real, scores), overflows)
+        values |= {"distance": feature_distance(*windows)}
+        return self._report(values, gradients, sound, start, clock, (gen, real, scores), overflows, torch.stack(windows))
 
     def _noised(self, clean: Tensor) -> tuple[int, Tensor]:
         """Draw the start s, the same on every process, and the noise, another on each."""
@@ -302,12 +306,15 @@ class AdversarialTurn:
         clock: StageClock,
         images: tuple[Tensor, Tensor, Tensor],
         overflows: bool,
+        windows: Tensor,
     ) -> TurnReport:
         """Count the turn, unless it is of the warm-up and taught nothing, and fetch all numbers from the device at once."""
         zero, diffusion = torch.zeros_like(values["loss_d"]), self.balance.diffusion.value
         values |= {"grad_norm": gradients.applied if sound else zero, "grad_norm_raw": gradients.raw}
         values |= {"grad_norm_diffusion": zero if diffusion is None else diffusion}
-        numbers, step_grad_norms = fetch(values, gradients.by_step)
+        numbers, step_grad_norms, windows = fetch(values, gradients.by_step, windows)
+        if sound and self.discriminator.settled:
+            self.windows.add(*windows)
         warmup, turn = self.schedule.in_warmup(self.turns), self.turns + 1
         self.turns = self.turns if warmup and overflows else turn  # the next one is made under the same number
         return TurnReport(
@@ -321,5 +328,7 @@ class AdversarialTurn:
             gen=images[0],
             real=images[1],
             scores=images[2],
+            kid=self.windows.kid,
+            spread=self.windows.spread,
             **numbers,
         )

@@ -12,10 +12,10 @@ import torch
 
 from adt_plugin.core.config import PREFIX, ADTConfig
 from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.forecast import total, turn_shares
 from adt_plugin.core.schedule import start_range
 from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.cost.count import counted_parts, counted_peaks
-from adt_plugin.cost.formula import total, turn_shares
 from adt_plugin.cost.measure import device_name, measure_base, measure_turn, one_thread, prepared
 from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.report import Measurement, report

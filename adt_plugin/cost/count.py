@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import flop_counter
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.forecast import Parts, calls_per_step
 from adt_plugin.core.schedule import count_grad_steps
-from adt_plugin.cost.formula import Parts, calls_per_step
 from adt_plugin.cost.live import LiveBytes
 from adt_plugin.cost.workbench import Workbench, Workload, nbytes
 

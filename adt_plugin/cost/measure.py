@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.forecast import Parts
 from adt_plugin.core.images.decoding import resolve_dtype
 from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.core.turn import AdversarialTurn
-from adt_plugin.cost.formula import Parts
 from adt_plugin.cost.live import LiveBytes
 from adt_plugin.cost.workbench import Workbench, Workload, moments_of, nbytes
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.core.diffusion.samplers import Sampler, build_flow_sampler, build_sampler
 from adt_plugin.core.discriminator.backbone import FrozenBackbone, TokenGrids, four_blocks
+from adt_plugin.cost.stacks import Stack, StackSize
 
 BACKBONES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 """DINOv2 by its name's last part: width, depth, heads."""
@@ -29,7 +30,7 @@ class TrueSize:
         bind: (denoiser, batch size) -> the denoiser with random conditioning bound.
         latent_channels: of its VAE.
         flow: flow matching, not noise prediction.
-        vae_channels: of its VAE's levels.
+        vae_channels: of its VAE's levels; every level but the first halves the sides.
     """
 
     title: str
@@ -39,6 +40,11 @@ class TrueSize:
     latent_channels: int = 4
     flow: bool = False
     vae_channels: tuple[int, ...] = (128, 256, 512, 512)
+
+    @property
+    def pixels(self) -> int:
+        """The image's pixels to one latent, along a side."""
+        return 1 << (len(self.vae_channels) - 1)
 
     def sampler(self) -> Sampler:
         """Build the sampler of the unroll."""
@@ -101,6 +107,27 @@ def _sd3() -> Any:
     )
 
 
+def _flux() -> Any:
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(guidance_embeds=True)
+
+
+STACKS = {
+    "chroma": StackSize(3072, 24, 19, 38, hidden=12288, latent_channels=16, patch=2, context=512, modulation=None),
+    "lumina": StackSize(
+        2304, 24, 0, 26, hidden=9216, latent_channels=16, patch=2, context=256, kv_heads=8, gated=True, modulation=1024
+    ),
+    "anima": StackSize(2048, 16, 0, 28, hidden=8192, latent_channels=16, patch=2, context=512, cross=1024, modulation=256),
+    "hunyuan": StackSize(3584, 28, 20, 40, hidden=14336, latent_channels=64, patch=1, context=1000 + 128),
+}
+"""Sizes as sd-scripts itself builds these models."""
+
+
+def _stack(name: str) -> Callable[[], nn.Module]:
+    return lambda: Stack(STACKS[name])
+
+
 def _normal(network: nn.Module, *shape: int) -> Tensor:
     weight = next(p for p in network.parameters() if p.is_floating_point())
     return torch.randn(*shape, device=weight.device, dtype=weight.dtype)
@@ -122,11 +149,47 @@ def _bind_sd3(network: nn.Module, batch: int) -> Denoiser:
     return lambda x, t: network(x, prompt, pooled, t.to(x.device)).sample
 
 
+def _bind_flux(network: nn.Module, batch: int) -> Denoiser:
+    prompt, pooled, guidance = _normal(network, batch, 512, 4096), _normal(network, batch, 768), _normal(network, batch)
+    text_ids = _normal(network, 512, 3)
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        image_ids = x.new_zeros(x.shape[-2] * x.shape[-1] // 4, 3)
+        packed = nn.functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+        output = network(
+            hidden_states=packed,
+            encoder_hidden_states=prompt,
+            pooled_projections=pooled,
+            timestep=t.to(x.device) / 1000,
+            img_ids=image_ids,
+            txt_ids=text_ids,
+            guidance=guidance,
+        ).sample
+        return nn.functional.pixel_shuffle(output.transpose(1, 2).unflatten(2, (x.shape[-2] // 2, x.shape[-1] // 2)), 2)
+
+    return denoiser
+
+
+def _bind_stack(network: nn.Module, batch: int) -> Denoiser:
+    assert isinstance(network, Stack)
+    prompt = _normal(network, batch, network.size.context, network.size.cross or network.size.width)
+    return lambda x, t: network(x, prompt)
+
+
 MODELS = {
     "sd15": TrueSize("Stable Diffusion 1.5", 512, _sd15, _bind_unet),
     "sdxl": TrueSize("SDXL", 1024, _sdxl, _bind_sdxl),
     "sd3": TrueSize("SD3-medium", 1024, _sd3, _bind_sd3, latent_channels=16, flow=True),
+    "flux": TrueSize("FLUX.1", 1024, _flux, _bind_flux, latent_channels=16, flow=True),
+    "chroma": TrueSize("Chroma", 1024, _stack("chroma"), _bind_stack, latent_channels=16, flow=True),
+    "lumina": TrueSize("Lumina Image 2.0", 1024, _stack("lumina"), _bind_stack, latent_channels=16, flow=True),
+    "anima": TrueSize("Anima", 1024, _stack("anima"), _bind_stack, 16, flow=True, vae_channels=(96, 192, 384, 384)),
+    "hunyuan": TrueSize(
+        "HunyuanImage-2.1", 2048, _stack("hunyuan"), _bind_stack, 64, flow=True, vae_channels=(128, 256, 512, 512, 1024, 1024)
+    ),
 }
+"""Every family that the plugin trains. Anima's decoder is counted as one for images; where it is a video decoder, its
+convolutions over time come on top."""
 
 
 def dinov2(name: str) -> FrozenBackbone:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.forecast import Parts, mean_turn, run_ratio, total
 from adt_plugin.cost.count import Peaks, kept_graphs
-from adt_plugin.cost.formula import Parts, mean_turn, run_ratio, total
 from adt_plugin.cost.measure import Base, Measured
 from adt_plugin.cost.workbench import Workload
 

@@ -22,7 +22,6 @@ from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.cost.models import BACKBONES, MODELS, LowRank, TrueSize, dinov2
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LATENT_PIXELS = 8
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,10 @@ class Workload:
     @property
     def side(self) -> int:
         """Side of the square latents."""
-        return (self.resolution or self.size.resolution) // LATENT_PIXELS
+        return (self.resolution or self.size.resolution) // self.size.pixels
 
     def __str__(self) -> str:
-        pixels, trained = self.side * LATENT_PIXELS, f"LoRA of rank {self.rank}" if self.rank else "all weights"
+        pixels, trained = self.side * self.size.pixels, f"LoRA of rank {self.rank}" if self.rank else "all weights"
         checkpointing = "gradient checkpointing" if self.checkpointing else "no gradient checkpointing"
         return f"{self.size.title}, {pixels}x{pixels}, batch {self.batch}, {trained}, {checkpointing}, {self.dtype}"
 
@@ -95,14 +94,19 @@ class Workbench:
             self.clean = torch.randn(workload.batch, size.latent_channels, workload.side, workload.side, device=device)
             self.timesteps = torch.full((workload.batch,), 500, device=device)
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5)
-        side = min(config.decode_crop // LATENT_PIXELS or workload.side, workload.side)
+        side = min(config.decode_crop // size.pixels or workload.side, workload.side)
         self.crop = Crop(0, 0, side, side)
 
     def turn(self, config: ADTConfig) -> AdversarialTurn:
         """Build turns with these options; those that decoder and backbone depend on must be the workbench's."""
         sampler = self.workload.size.sampler()
         return AdversarialTurn(
-            config, sampler=sampler, decode=self.decoder, discriminator=self.discriminator, decoder=self.decoder
+            config,
+            sampler=sampler,
+            decode=self.decoder,
+            discriminator=self.discriminator,
+            decoder=self.decoder,
+            latent_pixels=self.workload.size.pixels,
         )
 
     @property
@@ -228,7 +232,7 @@ def decoder_of(size: TrueSize, config: ADTConfig) -> LatentDecoder | TinyDecoder
     """Build the VAE's own decoder, or one of TAESD's size."""
     if config.decoder == OWN_DECODER:
         vae = size.vae()
-        return LatentDecoder(vae.decoder, getattr(vae, "post_quant_conv", None), LatentFormat(0.18215))
+        return LatentDecoder(vae.decoder, getattr(vae, "post_quant_conv", None), LatentFormat(0.18215, pixels=size.pixels))
     from diffusers import AutoencoderTiny
 
     return TinyDecoder(AutoencoderTiny(latent_channels=size.latent_channels))

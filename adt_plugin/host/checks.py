@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,17 @@ def _items(settings: object) -> Iterator[tuple[str, object]]:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    if not getattr(args, "output_dir", None):
+    """Write a byte where the trained file will be saved: the host finds out after the training."""
+    folder = getattr(args, "output_dir", None)
+    if not folder:
         raise ConfigError("--adt writes its rows and pictures beside the trained file: set --output_dir.")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b" ")
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"--output_dir {folder} cannot be written ({reason}): choose another folder, or free it.") from error
 
 
 def _check_learning_rate(args: argparse.Namespace) -> None:

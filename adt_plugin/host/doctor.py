@@ -1,4 +1,4 @@
-"""The command `doctor`: whether a work tree of sd-scripts has what the plugin hooks into.
+"""Whether a work tree of sd-scripts has what the plugin hooks into.
 
 The tree is read, not run: a trainer's seams are sought in the source of its modules, so that the answer needs none of the
 host's requirements and no model.
@@ -6,24 +6,16 @@ host's requirements and no model.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import functools
-import importlib.metadata
 import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from adt_plugin import __version__
-from adt_plugin.host.activation import HostFinder
 from adt_plugin.host.entry import ARGUMENTS, VERIFICATION
-from adt_plugin.host.families import ACCELERATOR, FAMILIES, MASKING, METADATA, SD, Family
+from adt_plugin.host.families import ACCELERATOR, FAMILIES, MASKING, METADATA, Family
 from adt_plugin.host.seams import Seam
-from adt_plugin_hook import AdtPluginHook
-
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 LINES = (
     ("library/args.py", "v0.11"),
@@ -31,11 +23,6 @@ LINES = (
     ("library/train_util.py", "v0.9 or older"),
 )
 """A file that tells the host's version, newest first."""
-
-DESCRIPTION = (
-    "Tell whether a work tree of sd-scripts has what the plugin hooks into. Its files are read and not run, so none of its "
-    "requirements need to be installed."
-)
 
 
 @dataclass(frozen=True)
@@ -53,6 +40,9 @@ class Finding:
     purpose: str
     place: str
     found: bool
+
+    def __str__(self) -> str:
+        return f"{'found  ' if self.found else 'missing'}  {self.seam} ({self.purpose})  {self.place}"
 
 
 def trainers(host: Path) -> Iterator[tuple[str, Family]]:
@@ -133,50 +123,3 @@ def version(host: Path) -> str:
     except (OSError, subprocess.SubprocessError):
         commit = ""
     return f"{line}{f' (commit {commit})' if commit else ''}"
-
-
-def surroundings() -> Iterator[str]:
-    """Yield a line for the plugin and one for each package that it shares with the host, as this Python has them."""
-    hooked = any(isinstance(finder, HostFinder) or type(finder).__name__ == AdtPluginHook.__name__ for finder in sys.meta_path)
-    way = "starts with this Python" if hooked else "does not start by itself: launch with accelerate launch -m adt_plugin"
-    yield f"adt_plugin {__version__} {way}"
-    for name in PACKAGES:
-        try:
-            yield f"{name} {importlib.metadata.version(name)}"
-        except importlib.metadata.PackageNotFoundError:
-            yield f"{name} is missing"
-
-
-def report(host: Path) -> Iterator[str]:
-    """Yield the lines of the report on a work tree."""
-    yield from surroundings()
-    yield f"sd-scripts {version(host)}"
-    for script, family in trainers(host):
-        findings = examine(host, family)
-        yield ""
-        yield f"{script} ({family.name}): {'served' if all(f.found for f in findings) else 'NOT SERVED'}"
-        for finding in findings:
-            mark = "found  " if finding.found else "missing"
-            yield f"  {mark}  {finding.seam} ({finding.purpose})  {finding.place}"
-    yield ""
-    yield f"not served: {', '.join(not_served(host)) or 'none'}"
-
-
-def main(arguments: Sequence[str], prog: str = "adt doctor") -> None:
-    """Print the report on the work tree that the arguments name.
-
-    Args:
-        arguments: the command line after the command's name.
-        prog: what the help calls the command.
-
-    Raises:
-        SystemExit: 2 for wrong arguments, 1 for a folder that is no work tree or whose SD 1.5 trainer cannot be served.
-    """
-    parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION)
-    parser.add_argument("folder", type=Path, help="work tree of sd-scripts")
-    host = parser.parse_args(arguments).folder
-    if not (host / SD.scripts[0]).is_file():
-        raise SystemExit(f"adt_plugin: {host} has no {SD.scripts[0]}: give the folder of sd-scripts.")
-    print("\n".join(report(host)))
-    if not all(finding.found for finding in examine(host, SD)):
-        raise SystemExit(1)

@@ -6,12 +6,17 @@ Without `--adt` nothing else of the host is touched.
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from adt_plugin import options
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.host.seams import Function, Seam, SeamError, patch
+
+logger = logging.getLogger(__name__)
 
 ARGUMENTS = Seam(
     "add_training_arguments", ("library.args", "library.train_util"), ("parser",), "the --adt options in the host's parser"
@@ -74,6 +79,7 @@ class Entry:
             raise ConfigError(f"adt must be true or false, got {wanted!r}.")
         options.reject_unknown_keys(vars(args))
         if not wanted:
+            warn_of_unused(args)
             return
         for error in self.missing:
             raise error
@@ -84,6 +90,29 @@ class Entry:
         session = Session(config, args, check_host_options(args, config))
         self.undos.callback(session.uninstall)
         session.install()
+
+
+def warn_of_unused(args: argparse.Namespace) -> None:
+    """Name the `adt_*` options of a run that leaves `--adt` out."""
+    unused = options.given_names(args, sys.argv, _settings(getattr(args, "config_file", None)))
+    if unused:
+        logger.warning(
+            "%s without --adt: this run trains without ADT. Add --adt (adt = true), or remove them.", ", ".join(unused)
+        )
+
+
+def _settings(config_file: str | None) -> list[str]:
+    """Return the keys of the host's file of options, whose sections have no meaning; none where it cannot be read."""
+    if not config_file:
+        return []
+    import toml
+
+    path = Path(str(config_file).removesuffix(".toml") + ".toml")  # the host takes the suffix off
+    try:
+        sections = toml.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [key for name, value in sections.items() for key in (value if isinstance(value, dict) else [name])]
 
 
 def _adding_arguments(original: Function) -> Function:

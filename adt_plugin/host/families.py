@@ -32,6 +32,7 @@ class Family:
         decoder_blocks: the parts of the VAE's decoder that are worth checkpointing.
         convention: how the denoiser is called and read.
         schedule: noise schedule and sampler of the unroll.
+        counted: the model of `COUNTED` whose cost is nearest to it.
         heeds_timestep_range: whether the host's noising follows --min_timestep and --max_timestep.
     """
 
@@ -45,6 +46,7 @@ class Family:
     latent_format: Callable[[Any], LatentFormat]
     convention: Convention
     schedule: Schedule
+    counted: str
     vae_in: Callable[[Any], Any] = lambda loaded: loaded
     tiny_decoder: str | None = None
     decoder_blocks: Blocks = diffusers_blocks
@@ -83,6 +85,7 @@ SD = Family(
     latent_format=lambda vae: LatentFormat(scale=0.18215),
     convention=conventions.SD,
     schedule=DiscreteSchedule(),
+    counted="sd15",
     heeds_timestep_range=True,
 )
 
@@ -99,6 +102,7 @@ SDXL = Family(
     latent_format=lambda vae: LatentFormat(scale=0.13025),
     convention=conventions.SDXL,
     schedule=DiscreteSchedule(),
+    counted="sdxl",
     heeds_timestep_range=True,
 )
 
@@ -115,6 +119,7 @@ SD3 = Family(
     decoder_blocks=vaes.original_blocks,
     convention=conventions.SD3,
     schedule=FlowSchedule(constant(3.0), spacing="linspace"),
+    counted="sd3",
     heeds_timestep_range=True,
 )
 
@@ -131,6 +136,7 @@ FLUX = Family(
     decoder_blocks=vaes.original_blocks,
     convention=conventions.FLUX,
     schedule=FlowSchedule(flux_shift),
+    counted="flux",
 )
 
 LUMINA = Family(
@@ -148,6 +154,7 @@ LUMINA = Family(
     decoder_blocks=vaes.original_blocks,
     convention=conventions.LUMINA,
     schedule=FlowSchedule(constant(6.0), spacing="linspace"),
+    counted="lumina",
 )
 
 ANIMA = Family(
@@ -164,6 +171,7 @@ ANIMA = Family(
     latent_format=vaes.qwen_format,
     convention=conventions.ANIMA,
     schedule=FlowSchedule(constant(3.0)),
+    counted="anima",
 )
 
 HUNYUAN = Family(
@@ -178,6 +186,7 @@ HUNYUAN = Family(
     decoder_blocks=vaes.original_blocks,
     convention=conventions.HUNYUAN,
     schedule=FlowSchedule(constant(5.0)),
+    counted="hunyuan",
 )
 
 FAMILIES = (SD, SDXL, SD3, FLUX, LUMINA, ANIMA, HUNYUAN)

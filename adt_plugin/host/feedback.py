@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from adt_plugin.core.look import Look
 from adt_plugin.core.report import TurnReport
-from adt_plugin.core.run.monitor import Monitor, scalars
+from adt_plugin.core.run.monitor import IN_BAR, Monitor, scalars
 from adt_plugin.host.seams import Function, patch_attribute
 
 POSTFIX_KEY = "avr_loss"
@@ -35,17 +38,34 @@ class Feedback:
         undos.callback(patch_attribute(tqdm.std.tqdm, "set_postfix", self._around_postfix))
         undos.callback(patch_attribute(accelerator, "init_trackers", self._around_init_trackers))
 
+    @property
+    def places(self) -> str:
+        """Where to look, as a sentence; empty on every process but the main one."""
+        return self.monitor.places if self.monitor else ""
+
     def show(self, report: TurnReport, step: int) -> None:
         """Take in a turn of the given optimizer step (from 0)."""
         self.numbers, self.turns = scalars(report), report.turn
         picture = self.monitor.record(report, step) if self.monitor else None
         if picture is not None:
-            self._send_picture(picture, step)
+            with Image.open(picture) as pixels:
+                self._send("adt/pairs", pixels, step)
+
+    @property
+    def draws(self) -> bool:
+        """Whether pictures are still of use: on the main process, while its disk takes them."""
+        return self.monitor is not None and self.monitor.writing
+
+    def show_progress(self, seen: Look, caption: list[str], step: int) -> None:
+        """Add a panel to the strip and send it to the trackers."""
+        panel = self.monitor.add_panel(seen, caption) if self.monitor else None
+        if panel is not None:
+            self._send("adt/progress", panel, step)
 
     def _around_postfix(self, original: Function) -> Function:
         def set_postfix(bar: Any, ordered_dict: Any = None, refresh: bool = True, **kwargs: Any) -> None:
             if POSTFIX_KEY in kwargs:
-                kwargs |= self.numbers
+                kwargs |= {name: self.numbers[name] for name in IN_BAR if name in self.numbers}
             original(bar, ordered_dict, refresh, **kwargs)
 
         return set_postfix
@@ -70,16 +90,12 @@ class Feedback:
 
         return log
 
-    def _send_picture(self, path: Path, step: int) -> None:
+    def _send(self, name: str, picture: Image.Image, step: int) -> None:
         """Send a picture to every tracker that takes images: TensorBoard and wandb do."""
-        import numpy as np
-        from PIL import Image
-
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture)
+        pixels = np.asarray(picture)
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
-                tracker.log_images({"adt/pairs": pixels[None]}, step=step, dataformats="NHWC")
+                tracker.log_images({name: pixels[None]}, step=step, dataformats="NHWC")
             elif tracker.name == "wandb":
                 # Without a step: the host lets wandb count, and a picture for an earlier count would be dropped.
-                tracker.log_images({"adt/pairs": [pixels]}, step=None, commit=False)
+                tracker.log_images({name: [pixels]}, step=None, commit=False)

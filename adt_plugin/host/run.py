@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +17,26 @@ from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.core.diffusion.gradient_path import Backward
 from adt_plugin.core.diffusion.samplers import Sampler
 from adt_plugin.core.discriminator import Discriminator, load_backbone
-from adt_plugin.core.distributed import world_size
+from adt_plugin.core.distributed import all_processes_agree, world_size
 from adt_plugin.core.images.decoding import LatentDecoder, TinyDecoder, load_tiny_decoder, resolve_dtype
 from adt_plugin.core.out_of_memory import TurnOutOfMemoryError
 from adt_plugin.core.report import TurnReport
 from adt_plugin.core.rng import preserved_rng
 from adt_plugin.core.run.health import BadTurnsError, Health
 from adt_plugin.core.run.rehearsal import Headroom
-from adt_plugin.core.schedule import TurnSchedule
+from adt_plugin.core.run.story import Story
+from adt_plugin.core.schedule import TurnCount, TurnSchedule
+from adt_plugin.core.stopwatch import Interval
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host.batch import Predicted
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.families import Family
 from adt_plugin.host.feedback import Feedback
+from adt_plugin.host.progress import Progress
 from adt_plugin.host.resume import load_heads
+from adt_plugin.host.salvage import STOPPED, advice, carried_on, count_unsound
+
+logger = logging.getLogger(__name__)
 
 Decoder = LatentDecoder | TinyDecoder
 
@@ -40,6 +47,11 @@ Guide = Callable[[DenoiserCall, Callable[[DenoiserCall], Denoiser]], Denoiser]
 def unguided(call: DenoiserCall, denoiser: Callable[[DenoiserCall], Denoiser]) -> Denoiser:
     """Bind a captured call alone."""
     return denoiser(call)
+
+
+def without_gradient(guide: Guide, batch: Predicted) -> Denoiser:
+    """Bind a batch's call for an unroll, which needs no gradient through the denoiser."""
+    return guide(batch.call, lambda call: call.without_checkpointing)
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,10 @@ class Run:
         guide: binds a batch's call as a denoiser.
         feedback: shows every turn.
         health: looks at every turn.
+        story: words what the run says of itself.
+        progress: shows one image as the run goes on.
         folder, name: where and under what name the run saves.
+        learning_rate: as the user has set it.
     """
 
     config: ADTConfig
@@ -97,8 +112,11 @@ class Run:
     guide: Guide
     feedback: Feedback
     health: Health
+    story: Story
+    progress: Progress
     folder: Path
     name: str
+    learning_rate: str
 
     @property
     def loss_scale(self) -> Tensor | float:
@@ -117,15 +135,18 @@ class Run:
             backward: the host's own.
 
         Raises:
-            BadTurnsError: too many turns in a row were not finite; the host's whole state has been saved.
+            BadTurnsError: too many turns in a row were not finite; what is finite of the run has been saved.
             TurnOutOfMemoryError: it does not fit into memory; what has been trained is saved.
             SeamError: guidance was asked for, and the empty prompt has never been encoded.
         """
-        host_seconds = batch.host_seconds
+        host_seconds, interval = batch.host_seconds, Interval(self.accelerator.device)
+        self.progress.begin(batch, step)
         report = self._turn_in_memory(batch, step, backward)
         if self.config.profile:
             report.seconds["host"] = host_seconds
         self.feedback.show(report, step)
+        self.progress.go_on(batch, step)
+        self.say(self.story.tell(report, interval.seconds()))
         self._examine(report)
 
     def _turn_in_memory(self, batch: Predicted, step: int, backward: Backward) -> TurnReport:
@@ -136,7 +157,7 @@ class Run:
                 self.guide(batch.call, lambda call: call),
                 batch.noised.latents,
                 backward=backward,
-                unroll_denoiser=self.guide(batch.call, lambda call: call.without_checkpointing),
+                unroll_denoiser=without_gradient(self.guide, batch),
                 overflowed=self._overflowed if self.accelerator.scaler is not None else None,
                 mask=batch.mask,
                 weights=batch.weights,
@@ -157,7 +178,7 @@ class Run:
             return "Nothing has been trained yet."
         if world_size() > 1:
             return "With several processes nothing more is saved."
-        return f"Everything is saved in {self._save_everything()}: --resume goes on from there."
+        return self._what_is_left()
 
     def _trained(self) -> list[nn.Parameter]:
         """Return all that a replay may give a gradient to."""
@@ -169,6 +190,25 @@ class Run:
         groups = (group for optimizer in self.accelerator._optimizers for group in optimizer.param_groups)
         yield from (parameter for group in groups for parameter in group["params"])
 
+    def begin(self, count: TurnCount, forecast: str) -> None:
+        """Say what is to come.
+
+        Args:
+            count: of the run's turns.
+            forecast: of what they cost, as a sentence.
+        """
+        self.say(self.story.beginning(count, forecast))
+
+    def end(self) -> None:
+        """Say what has been, once."""
+        if not self.story.ended:
+            self.say(self.story.ending())
+
+    def say(self, sentence: str | None) -> None:
+        """Log a sentence, once for all processes."""
+        if sentence and self.accelerator.is_main_process:
+            logger.info(sentence)
+
     def _overflowed(self) -> bool:
         """Return whether the scaler will find an infinity in the gradients of the host's optimizers, and skip their step."""
         gradients = [parameter.grad for parameter in self._optimized() if parameter.grad is not None]
@@ -178,12 +218,26 @@ class Run:
         try:
             self.health.examine(report)
         except BadTurnsError as error:
-            folder = self._save_everything()
-            raise BadTurnsError(f"{error} Everything is saved in {folder}: --resume goes on from there.") from error
+            raise BadTurnsError(f"{error} {self._what_is_left()}") from error
+
+    def _what_is_left(self) -> str:
+        """Save everything that is worth it, or say what is left; every process ends up here together."""
+        unsound, tensors = count_unsound(carried_on(self.accelerator, self.turn.discriminator))
+        if all_processes_agree(torch.tensor(not unsound, device=self.accelerator.device)):
+            return f"Everything is saved in {self._save_everything()}: --resume goes on from there."
+        return advice(unsound, tensors, self.folder, self.name, self.learning_rate)
+
+    def warn_if_unsound(self) -> None:
+        """Warn before the host saves a file that nobody can use."""
+        unsound, tensors = count_unsound(carried_on(self.accelerator, self.turn.discriminator))
+        if unsound and self.accelerator.is_main_process:
+            logger.warning(
+                "What is saved now is of no use: %s", advice(unsound, tensors, self.folder, self.name, self.learning_rate)
+            )
 
     def _save_everything(self) -> Path:
         """Save the host's whole state and the plugin's, as for --save_state; every process ends up here together."""
-        folder = self.folder / f"{self.name}-adt-stopped-state"
+        folder = self.folder / f"{self.name}-{STOPPED}"
         self.accelerator.save_state(str(folder))
         self.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one ends
         return folder

@@ -7,6 +7,7 @@ host's own first, then the turn). Whatever goes wrong is raised, and ends the ru
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import inspect
 from collections.abc import Callable
@@ -27,8 +28,9 @@ from adt_plugin.core.run import state
 from adt_plugin.core.run.health import Health
 from adt_plugin.core.run.monitor import Monitor
 from adt_plugin.core.run.rehearsal import Headroom
+from adt_plugin.core.run.story import Story
 from adt_plugin.core.schedule import AdversarialRate, TurnSchedule
-from adt_plugin.host import resume, trained
+from adt_plugin.host import forecast, resume, trained
 from adt_plugin.host.batch import Batch, Idle, Noised, Predicted
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.checks import check_processes, memory_levers, trained_range, weighs_images
@@ -36,8 +38,9 @@ from adt_plugin.host.conventions import only_tensor
 from adt_plugin.host.families import ACCELERATOR, MASKING, METADATA, METADATA_OBJECT, Family
 from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.guidance import Guidance
+from adt_plugin.host.progress import Progress
 from adt_plugin.host.rate import RestartedRate
-from adt_plugin.host.run import Decoder, Models, Run, build_turn, run_name, unguided
+from adt_plugin.host.run import Decoder, Models, Run, build_turn, run_name, unguided, without_gradient
 from adt_plugin.host.seams import (
     Function,
     SeamError,
@@ -185,9 +188,18 @@ class Session:
         self._remember(patch_attribute(accelerator, "backward", self._around_backward))
         self._remember(resume.on_load(accelerator, self.on_resume))
         self._remember(resume.on_full_disk(accelerator, self.whole_states))
-        name, folder = run_name(self.args), Path(self.args.output_dir)
-        rows = Monitor(folder, name, self.config.pictures_every, metadata(self.config)) if accelerator.is_main_process else None
-        self.found.bring("feedback", Feedback(accelerator, rows, self.undos))
+        self._remember(patch_attribute(accelerator, "end_training", self._around_end))
+        atexit.register(self.on_end)
+        self._remember(lambda: atexit.unregister(self.on_end))
+        self.found.bring(
+            "feedback", Feedback(accelerator, self._monitor() if accelerator.is_main_process else None, self.undos)
+        )
+
+    def _monitor(self) -> Monitor:
+        """Open the run's rows."""
+        resumes = bool(getattr(self.args, "resume", None))
+        every, folder = self.config.pictures_every, Path(self.args.output_dir)
+        return Monitor(folder, run_name(self.args), every, metadata(self.config), resumes)
 
     def on_vae_loader(self, loaded: Any) -> None:
         """Copy the decoder of the VAE that the host has loaded, while it is in its original precision.
@@ -261,6 +273,7 @@ class Session:
             state.restore(turn, self.found["state"])
         capture = lambda: state.capture(turn, self.config, self.optimizer_steps)  # noqa: E731
         self._remember(resume.on_save(accelerator, capture))
+        guide, feedback = self.guidance.guided if self.guidance else unguided, self.found["feedback"]
         return Run(
             config=self.config,
             accelerator=accelerator,
@@ -268,12 +281,29 @@ class Session:
             turn=turn,
             headroom=Headroom(turn),
             host_levers=tuple(memory_levers(self.args)),
-            guide=self.guidance.guided if self.guidance else unguided,
-            feedback=self.found["feedback"],
+            guide=guide,
+            feedback=feedback,
             health=Health(self.config.max_bad_turns, turn.loss),
+            story=Story(self.config.backbone, feedback.places),
+            progress=Progress(self.config, turn, partial(without_gradient, guide), self._fit, feedback),
             folder=Path(self.args.output_dir),
             name=run_name(self.args),
+            learning_rate=str(getattr(self.args, "unet_lr", None) or getattr(self.args, "learning_rate", "unknown")),
         )
+
+    def _around_end(self, original: Function) -> Function:
+        def end_training(*args: Any, **kwargs: Any) -> Any:
+            self.on_end()
+            if "run" in vars(self):
+                self.run.warn_if_unsound()
+            return original(*args, **kwargs)
+
+        return end_training
+
+    def on_end(self) -> None:
+        """Let the run say what has been, when the host has trained, or when the process ends before it has."""
+        if "run" in vars(self):
+            self.run.end()
 
     # One batch
 
@@ -286,10 +316,13 @@ class Session:
         if isinstance(self.batch, Predicted) and not self.backward_seen:
             raise SeamError("the seam Accelerator.backward was not reached by the first batch; nothing has been saved")
         self.batch = Noised.begin(latents, self.config.profile)
-        schedule = self.family.schedule
         if "sampler" not in self.found:
-            self.found.bring("sampler", schedule.build(self.config, self.args, noise_scheduler))
-        schedule.fit(self.found["sampler"], self.config, (latents.shape[-2], latents.shape[-1]))
+            self.found.bring("sampler", self.family.schedule.build(self.config, self.args, noise_scheduler))
+        self._fit(latents)
+
+    def _fit(self, latents: Tensor) -> None:
+        """Fit the sampler to latents of this size."""
+        self.family.schedule.fit(self.found["sampler"], self.config, (latents.shape[-2], latents.shape[-1]))
 
     def _before_denoiser(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the first call with gradient after the noising, which turns repeat; validation and sampling have none."""
@@ -330,6 +363,7 @@ class Session:
         if not self.backward_seen:
             self._check_every_seam_was_hit(batch)
             self._check_schedule()
+            self._begin()
             self.backward_seen = True
         if isinstance(batch, Predicted) and self.run.turn.due(self.optimizer_steps):
             self.run.make_turn(batch, self.optimizer_steps, backward)
@@ -355,3 +389,10 @@ class Session:
         if self.config.weight > 0:
             left = self.last_step - self.optimizer_steps
             turn.schedule.check(left, args.gradient_accumulation_steps, self.optimizer_steps, turn.turns)
+
+    def _begin(self) -> None:
+        """Say what is to come: the host has counted its steps by now, and read its state."""
+        turn, args = self.run.turn, self.args
+        left = self.last_step - self.optimizer_steps
+        count = turn.schedule.count(left, args.gradient_accumulation_steps, self.optimizer_steps, turn.turns)
+        self.run.begin(count, forecast.sentence(self.family, self.config, args))

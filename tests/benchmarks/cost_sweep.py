@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.forecast import Parts
 from adt_plugin.core.stopwatch import Stopwatch
-from adt_plugin.cost.formula import Parts
 from adt_plugin.cost.measure import Base, Measured, measure_base, measure_turn, one_thread, prepared
 from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.workbench import Workbench, Workload

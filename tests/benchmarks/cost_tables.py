@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.forecast import RUN_STEPS, Parts, mean_turn, run_ratio, total, turn_shares
 from adt_plugin.cost.count import Peaks, counted_parts, counted_peaks, kept_graphs
-from adt_plugin.cost.formula import RUN_STEPS, Parts, mean_turn, run_ratio, total, turn_shares
 from adt_plugin.cost.measure import Base, Measured
 from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.report import GIB, TERA

@@ -196,10 +196,28 @@ def test_a_missing_block_is_refused(tiny_dino: Path) -> None:
         load_backbone(str(tiny_dino), [1, 5])
 
 
-def test_a_backbone_that_is_not_there_is_refused_in_one_line() -> None:
-    with pytest.raises(ConfigError, match="--adt_backbone nobody/nothing could not be loaded.*local folder") as caught:
-        load_backbone("nobody/nothing")
-    assert "\n" not in str(caught.value)
+def refusal(name: str) -> str:
+    """The sentence with which a value is refused; none prints an address of the hub."""
+    with pytest.raises(ConfigError) as caught:
+        load_backbone(name)
+    message = str(caught.value)
+    assert message.startswith(f"--adt_backbone {name} could not be loaded") and "\n" not in message and "http" not in message
+    return message
+
+
+def test_a_name_on_the_hub_comes_with_the_command_that_downloads_it() -> None:
+    assert "`huggingface-cli download nobody/nothing` once, or give a local folder" in refusal("nobody/nothing")
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./dino", "~/dino", "models/dino/base", r"C:\models\dino"])
+def test_a_folder_that_is_not_there_is_not_sought_on_the_hub(name: str) -> None:
+    assert refusal(name).endswith(": there is no such folder.")
+
+
+def test_a_folder_without_a_model_names_the_files_that_it_lacks(tiny_dino: Path, tmp_path: Path) -> None:
+    assert "check the folder (it has no config.json and no model.safetensors)" in refusal(str(tmp_path))
+    (tmp_path / "config.json").write_text((tiny_dino / "config.json").read_text())
+    assert "check the folder (it has no model.safetensors)" in refusal(str(tmp_path))
 
 
 def test_pickled_weights_are_refused(tiny_dino: Path, tmp_path: Path) -> None:
@@ -356,9 +374,9 @@ def test_a_timm_model_that_is_not_there_is_refused_in_one_line(
     timm: ModuleType, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ConfigError, match=f"--adt_backbone timm:{name} could not be loaded.*local folder") as caught:
-        load_backbone(f"timm:{name}")
-    assert "\n" not in str(caught.value)
+    repository = name if "/" in name else f"timm/{name}"
+    expected = "there is no such folder" if name.startswith("/") else f"huggingface-cli download {repository}`"
+    assert expected in refusal(f"timm:{name}")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "model.npz"])

@@ -159,6 +159,24 @@ def test_help_is_one_line_per_option_in_a_group_of_its_own() -> None:
     assert "--adt_steps" in parser().format_help()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--adt_stepss", "5"], "for --adt_stepss, did you mean --adt_steps?"),
+        (["--adt_warm_up=5", "--adt_evry", "2"], "for --adt_evry, did you mean --adt_every?"),
+        (["--learning_rat", "1"], "unrecognized arguments: --learning_rat 1\n"),
+    ],
+)
+def test_a_misspelt_option_on_the_command_line_names_the_nearest(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(words)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and said in error
+    assert error.count("did you mean") == sum(word.startswith("--adt") for word in words)
+
+
 def test_adding_the_options_twice_adds_them_once() -> None:
     twice = parser()
     add_adt_arguments(twice)

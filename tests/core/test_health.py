@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adt_plugin.core.report import TurnReport
 from adt_plugin.core.run import health
@@ -167,3 +167,46 @@ def test_a_discriminator_that_really_has_won_is_said(caplog: pytest.LogCaptureFi
         for report in turns(turn, net, 3 * health.PATIENCE):
             watch.examine(report)
     assert len(caplog.records) == 1 and "the discriminator has told every pair apart for 50 turns" in caplog.text
+
+
+def test_a_generator_that_makes_the_same_image_of_everything_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The real images differ, turn by turn; the game itself stays finite."""
+    turn, net, watch = toy_turn(weight=0.0), ToyDenoiser(), Health(0)
+    for standardize in turn.discriminator.standardizers:
+        standardize.updates = 1
+    turn.discriminator.augment = nn.Identity()  # type: ignore[assignment]
+    real = [False]
+
+    def decode(latents: Tensor) -> Tensor:
+        real[0] = not real[0]  # a turn decodes the real images first
+        return toy_decode(latents) if real[0] else torch.zeros_like(toy_decode(latents))
+
+    turn.decode = decode
+    with caplog.at_level(logging.WARNING):
+        for number in range(health.PATIENCE + 40):
+            watch.examine(turn(net, toy_latents(seed=number)))
+    assert sum("varied less than half as much as real ones for 50 turns" in record.message for record in caplog.records) == 1
+
+
+def far(drift: health.Drift, distance: float, turns: int) -> float:
+    for number in range(turns):
+        drift.add(2 + number % 2, distance * (1 + number % 2))
+    return drift.level
+
+
+def test_the_drift_is_how_many_times_as_far_each_start_has_come() -> None:
+    drift = health.Drift()
+    assert far(drift, 1.0, 2 * health.FIRST) == 1.0
+    assert far(drift, 1.5, 200) == pytest.approx(1.5, abs=0.01)
+
+
+def test_images_that_move_away_for_long_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    watch = Health(0)
+    near, farther = report(distance=1.0, start=2, spread=1.0), report(distance=1.5, start=2, spread=1.0)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(100):
+            watch.examine(near)
+        assert not caplog.records
+        for _ in range(3 * health.PATIENCE):
+            watch.examine(farther)
+    assert len(caplog.records) == 1 and "a fifth farther from real ones than at first for 50 turns" in caplog.text

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from adt_plugin.core.report import TurnReport
-from adt_plugin.core.run.monitor import MAX_PAIRS, Monitor, pair_picture, scalars
+from adt_plugin.core.run.monitor import IN_BAR, MAX_PAIRS, Monitor, pair_picture, scalars
 from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
 
 
@@ -40,10 +40,31 @@ def test_a_row_per_turn_after_a_row_for_the_run(tmp_path: Path) -> None:
     )
 
 
-def test_rows_of_an_earlier_run_stay(tmp_path: Path) -> None:
-    for _ in range(2):
-        Monitor(tmp_path, "x", 0, {}).record(reports(1)[0], 0)
-    assert [row["event"] for row in rows(tmp_path)] == ["run", "turn", "run", "turn"]
+def test_runs_of_one_name_share_no_file(tmp_path: Path) -> None:
+    """The second begins while the first is at work."""
+    monitors = [Monitor(tmp_path, "x", 1, {}) for _ in range(3)]
+    for monitor, report in zip(monitors, reports(3), strict=True):
+        report.turn = 1
+        monitor.record(report, 0)
+    stems = ["x-adt", "x-adt-run2", "x-adt-run3"]
+    assert [monitor.stem for monitor in monitors] == stems
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"{stem}{end}" for stem in stems for end in (".jsonl", "-000001.png")
+    )
+    assert all(len((tmp_path / f"{stem}.jsonl").read_text().splitlines()) == 2 for stem in stems)
+
+
+@pytest.mark.parametrize("earlier", [1, 3])
+def test_a_run_that_resumes_goes_on_in_the_latest_rows(tmp_path: Path, earlier: int) -> None:
+    names = [Monitor(tmp_path, "x", 0, {}).rows for _ in range(earlier)]
+    resumed = Monitor(tmp_path, "x", 0, {}, resumes=True)
+    resumed.record(reports(1)[0], 0)
+    assert resumed.rows == names[-1] and sorted(tmp_path.iterdir()) == sorted(names)
+    assert [json.loads(row)["event"] for row in names[-1].read_text().splitlines()] == ["run", "run", "turn"]
+
+
+def test_a_run_that_resumes_into_an_empty_folder_begins_its_own(tmp_path: Path) -> None:
+    assert Monitor(tmp_path, "x", 0, {}, resumes=True).rows == tmp_path / "x-adt.jsonl"
 
 
 def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
@@ -115,7 +136,14 @@ def test_a_full_disk_ends_the_writing_with_one_warning(tmp_path: Path, caplog: p
     assert len(caplog.records) == 1 and "No space left on device" in caplog.text
 
 
+NAMES = ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start", "distance")
+
+
 def test_the_numbers_for_bar_and_trackers_carry_their_prefix() -> None:
-    assert set(scalars(reports(1)[0])) == {
-        f"adt/{name}" for name in ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")
-    }
+    """Those that are not there yet are left out: some trackers stop at a NaN."""
+    report = reports(1)[0]
+    by_start = f"adt/distance/start_{report.start}"
+    assert set(scalars(report)) == {f"adt/{name}" for name in NAMES} | {by_start}
+    report.kid, report.spread = 0.5, 1.0
+    assert set(scalars(report)) == {f"adt/{name}" for name in (*NAMES, "kid", "spread")} | {by_start}
+    assert scalars(report)[by_start] == report.distance and set(IN_BAR) < set(scalars(report))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.forecast import Parts
 from adt_plugin.cost.count import Peaks
-from adt_plugin.cost.formula import Parts
 from adt_plugin.cost.measure import Base, Measured
 from adt_plugin.cost.report import Measurement, report
 from adt_plugin.cost.workbench import Workload

@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderTiny
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.forecast import total, turn_shares
 from adt_plugin.cost.count import counted_parts, counted_peaks, flops_of, kept_graphs
-from adt_plugin.cost.formula import total, turn_shares
 from adt_plugin.cost.measure import always_from, peak_bytes, peak_of_turn, prepared
 from adt_plugin.cost.workbench import Workbench, Workload, nbytes
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from adt_plugin.core.forecast import run_ratio
 from adt_plugin.cost.cli import cost_parser, with_config_file, workload_of
 from adt_plugin.cost.count import counted_parts, counted_peaks, kept_graphs
-from adt_plugin.cost.formula import run_ratio
 from adt_plugin.options import from_namespace
 
 

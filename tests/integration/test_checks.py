@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,13 @@ import toml
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.host import checks
+from adt_plugin.host.entry import Entry
 from adt_plugin.host.families import FAMILIES, FLUX, SD, SD3, SDXL, Family
 
 
 def host_args(**changes: object) -> argparse.Namespace:
     defaults = {
-        "output_dir": "out",
+        "output_dir": tempfile.gettempdir(),
         "learning_rate": 1e-4,
         "v_parameterization": False,
         "zero_terminal_snr": False,
@@ -94,6 +97,43 @@ def test_a_data_sets_file_without_sense_is_the_hosts_affair(tmp_path: Path) -> N
     path.write_text("not [ toml")
     assert not checks.weighs_images(host_args(dataset_config=str(path)))
     assert not checks.weighs_images(host_args(dataset_config=str(tmp_path / "none.toml")))
+
+
+def test_a_place_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Found now: the host itself finds out when it saves, after the training."""
+    (tmp_path / "file").touch()
+    message = refused(monkeypatch, ADTConfig(), output_dir=str(tmp_path / "file" / "output"))
+    assert message.startswith("--output_dir ") and "cannot be written (Not a directory)" in message
+
+
+def test_a_new_place_is_made_and_left_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["train_network.py"])
+    checks.check_host_options(host_args(output_dir=str(tmp_path / "new" / "output")), ADTConfig())
+    assert list((tmp_path / "new" / "output").iterdir()) == []
+
+
+def warnings_without_adt(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *argv: str, **values: object
+) -> str:
+    monkeypatch.setattr("sys.argv", ["train_network.py", *argv])
+    with caplog.at_level(logging.WARNING):
+        Entry().start(host_args(adt=False, **values))
+    return caplog.text
+
+
+def test_options_without_the_switch_are_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """From the command line, also at its default; from a TOML, whose suffix the host takes off; from whatever else set them."""
+    (tmp_path / "my.run.toml").write_text("[any]\nadt_every = 2\nlearning_rate = 1\n")
+    text = warnings_without_adt(
+        monkeypatch, caplog, "--adt_warmup=40", adt_weight=2.0, adt_every=2, adt_warmup=40, config_file=str(tmp_path / "my.run")
+    )
+    assert "adt_weight, adt_every, adt_warmup without --adt: this run trains without ADT" in text
+
+
+def test_a_run_without_any_of_them_hears_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    assert warnings_without_adt(monkeypatch, caplog, adt_every=2, config_file="no/such/file") == ""
 
 
 def test_no_place_for_rows_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

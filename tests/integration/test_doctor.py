@@ -1,28 +1,54 @@
-"""`python -m adt_plugin doctor`: what it says of real and of broken work trees."""
+"""`adt doctor`: what it says of computers and work trees, ready and not."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakehost import run_python, write_fake_host
 
-from adt_plugin.host import doctor
+from adt_plugin.host import checkup, doctor
 from adt_plugin.host.families import FAMILIES, SD
+from tinyhost.run import REPOSITORY
 
 
-def ask(folder: Path, cwd: Path) -> tuple[int, str]:
-    done = run_python("-m", "adt_plugin", "doctor", folder, cwd=cwd)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture(autouse=True)
+def a_computer_that_is_ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """But for what a test breaks: the tests' own computer may have no network and a torchvision of another build."""
+    monkeypatch.setattr(checkup, "_import_error", lambda name: "")
+    monkeypatch.setattr(checkup, "hub_answers", lambda: True)
+    monkeypatch.setattr(checkup, "_roots", lambda host: [])
+    monkeypatch.chdir(tmp_path)
 
 
-def test_a_real_tree_is_served_in_all_its_trainers(host_dir: Path, tmp_path: Path) -> None:
-    status, text = ask(host_dir, tmp_path)
+def ask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str]:
+    """The exit status, and what was printed; the last line is the verdict."""
+    status = 0
+    try:
+        checkup.main([*map(str, arguments), "--adt_backbone", "."])
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    text = capsys.readouterr().out
+    assert (text.splitlines()[-1] == "ready") == (status == 0)
+    assert status == 0 or text.splitlines()[-1].startswith("not ready: ")
+    return status, text
+
+
+def test_a_real_tree_is_ready_in_all_its_trainers(host_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = ask(capsys, host_dir)
     assert status == 0 and "missing" not in text
     scripts = [script for family in FAMILIES for script in family.scripts if (host_dir / script).is_file()]
-    assert all(f"\n{script} (" in text for script in scripts) and text.count(": served") == len(scripts) >= 5
+    assert all(f" {script} (" in text for script in scripts) and text.count(": served") == len(scripts) >= 5
     assert "train_textual_inversion.py" in text.split("not served: ")[1]
+
+
+def test_the_command_itself_runs(tmp_path: Path) -> None:
+    """In a process of its own, whose torchvision may be what it is."""
+    done = run_python("-m", "adt_plugin", "doctor", cwd=write_fake_host(tmp_path / "host", MASKS | {"train_util.py": GOOD}))
+    verdict = done.stdout.splitlines()[-1]
+    assert "Traceback" not in done.stderr and done.returncode == int(verdict != "ready")
+    assert "train_network.py (Stable Diffusion 1.x/2.x): served" in done.stdout
 
 
 GOOD = """
@@ -39,8 +65,8 @@ class UNet2DConditionModel: ...
 MASKS = {"custom_train_functions.py": "def apply_masked_loss(loss, batch): ...\n"}
 
 
-def test_a_tree_that_has_every_seam(tmp_path: Path) -> None:
-    status, text = ask(write_fake_host(tmp_path / "host", MASKS | {"train_util.py": GOOD}), tmp_path)
+def test_a_tree_that_has_every_seam(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = ask(capsys, write_fake_host(tmp_path / "host", MASKS | {"train_util.py": GOOD}), "-v")
     assert status == 0 and "sd-scripts v0.9 or older" in text
     assert "found    get_sai_model_spec (the metadata of saved files)  library/train_util.py:6" in text
 
@@ -54,22 +80,94 @@ def test_a_tree_that_has_every_seam(tmp_path: Path) -> None:
         ("not ( python", "add_training_arguments (the --adt options in the host's parser)  not in library/args.py, library/tr"),
     ],
 )
-def test_a_broken_tree_is_named_with_the_seam_and_ends_with_1(tmp_path: Path, broken: str, said: str) -> None:
-    status, text = ask(write_fake_host(tmp_path / "host", MASKS | {"train_util.py": broken}), tmp_path)
+def test_a_broken_tree_is_named_with_the_seam_and_ends_with_1(
+    tmp_path: Path, broken: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, text = ask(capsys, write_fake_host(tmp_path / "host", MASKS | {"train_util.py": broken}), "-v")
     assert status == 1
     assert f"missing  {said}" in text
-    assert "train_network.py (Stable Diffusion 1.x/2.x): NOT SERVED" in text
+    assert "train_network.py (Stable Diffusion 1.x/2.x): NOT SERVED" in text.splitlines()[-1]
 
 
-def test_a_changed_signature_is_shown_beside_the_expected_one(tmp_path: Path) -> None:
+def test_a_changed_signature_is_shown_beside_the_expected_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = GOOD.replace("noise_scheduler, latents", "latents")
-    _, text = ask(write_fake_host(tmp_path / "host", MASKS | {"train_util.py": broken}), tmp_path)
+    _, text = ask(capsys, write_fake_host(tmp_path / "host", MASKS | {"train_util.py": broken}), "-v")
     assert "library/train_util.py:5 has (args, latents), expected first (args, noise_scheduler, latents)" in text
 
 
-def test_another_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    status, text = ask(tmp_path, tmp_path)
-    assert status == 1 and text == f"adt_plugin: {tmp_path} has no train_network.py: give the folder of sd-scripts.\n"
+def test_another_folder_is_not_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = ask(capsys, tmp_path)
+    assert status == 1 and text.splitlines()[-1].startswith(
+        "not ready: no sd-scripts here (run this in its folder or the GUI's"
+    )
+
+
+@pytest.mark.parametrize("inside", ["gui", "gui/sd-scripts", "gui/sd-scripts/library"])
+def test_no_argument_is_needed_inside_the_host_or_the_gui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str) -> None:
+    host = write_fake_host(tmp_path / "gui" / "sd-scripts", MASKS | {"train_util.py": GOOD})
+    monkeypatch.chdir(tmp_path / inside)
+    found = checkup.find_host(None)
+    assert found is not None and found.resolve() == host.resolve()
+
+
+def test_a_python_without_torch_is_told_so(tmp_path: Path) -> None:
+    """No site-packages at all: the plugin's own files and the standard library."""
+    host = write_fake_host(tmp_path / "host", MASKS | {"train_util.py": GOOD})
+    code = f"import sys; sys.path[:0] = [{str(REPOSITORY)!r}]; from adt_plugin.host.checkup import main; main([{str(host)!r}])"
+    done = run_python("-I", "-S", "-c", code, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stdout.splitlines()[-1].startswith("not ready: torch is missing in this Python (use the Python that trains")
+    assert "its trainers are looked at once torch is there" in done.stdout
+
+
+def test_a_broken_build_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = "operator torchvision::nms does not exist"
+    monkeypatch.setattr(checkup, "_import_error", lambda name: broken if name == "torchvision" else "")
+    status, text = ask(capsys, write_fake_host(tmp_path / "host", MASKS | {"train_util.py": GOOD}))
+    assert (
+        status == 1 and f"cannot be imported ({broken}) (install the build that belongs to your torch)" in text.splitlines()[-1]
+    )
+
+
+def environment(folder: Path, *files: str) -> Path:
+    for name in ("pyvenv.cfg", *files):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_the_environment_that_will_train_must_have_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkup, "_roots", lambda host: [host])
+    lacking = environment(tmp_path / "venv")
+    having = environment(tmp_path / ".venv", "lib/python3.11/site-packages/adt_plugin.pth")
+    _, first, second = checkup.this_python(tmp_path)
+    assert first.state == checkup.PROBLEM and str(lacking) in first.found and "-m pip install" in first.remedy
+    assert second.state == checkup.NOTE and str(having) in second.found
+
+
+@pytest.mark.parametrize(("answers", "state"), [(True, checkup.OK), (False, checkup.PROBLEM)])
+def test_a_backbone_that_is_not_cached_has_to_be_reached(monkeypatch: pytest.MonkeyPatch, answers: bool, state: str) -> None:
+    monkeypatch.setattr(checkup, "hub_answers", lambda: answers)
+    found = checkup.backbone("nobody/nothing")
+    assert found.state == state and (answers or "huggingface-cli download nobody/nothing" in found.remedy)
+
+
+def test_a_cached_backbone_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--some--dino" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--some--dino" / "refs").mkdir()
+    (tmp_path / "models--some--dino" / "refs" / "main").write_text("abc")
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+    monkeypatch.setattr(checkup, "hub_answers", lambda: False)
+    assert checkup.backbone("some/dino").state == checkup.OK
+
+
+def test_a_full_disk_is_not_ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checkup.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**8))
+    assert checkup.disk(tmp_path).state == checkup.PROBLEM
 
 
 def test_methods_are_found_in_their_classes(tmp_path: Path) -> None:

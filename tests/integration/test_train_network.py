@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from adtruns import NUMBERS, assert_same_weights, assert_trained_with_adt, rows
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from adt_plugin.core.run.strip import LINE, SIDE
 from adt_plugin.options import option_names
 from tinyhost.models import HostModel
 from tinyhost.run import BUCKETS, CompletedRun, TinyRun
@@ -44,15 +46,40 @@ def test_the_saved_file_says_what_it_was_trained_with_and_holds_no_discriminator
 
 def test_pictures_show_generated_beside_real_images(launched: CompletedRun) -> None:
     names = sorted(path.name for path in launched.output_dir.glob("*.png"))
-    assert names == ["tiny-adt-000002.png", "tiny-adt-000004.png"]
+    assert names == ["tiny-adt-000002.png", "tiny-adt-000004.png", "tiny-adt-progress.png"]
     with Image.open(launched.output_dir / names[0]) as picture:
         assert picture.size == (64, 2 * (64 + 14))
         assert len(picture.getcolors(maxcolors=10_000)) > 100
 
 
-def test_the_progress_bar_shows_the_numbers(launched: CompletedRun) -> None:
-    last = launched.log.rsplit("steps: 100%", 1)[1]
-    assert all(f"adt/{name}=" in last for name in NUMBERS) and "avr_loss=" in last
+def test_one_image_is_followed_from_before_the_first_turn_on(launched: CompletedRun) -> None:
+    """The training image, and what the model makes of it: at the beginning, and after turns 2 and 4."""
+    with Image.open(launched.output_dir / "tiny-adt-progress.png") as strip:
+        assert strip.size == (4 * SIDE, SIDE + 3 * LINE + 4)
+        panels = [strip.crop((n * SIDE, 3 * LINE + 4, (n + 1) * SIDE, strip.height)) for n in range(4)]
+    assert len({panel.tobytes() for panel in panels}) == 4
+
+
+def test_pictures_change_no_bit(launched: CompletedRun, run_tiny: TinyRun, adt_options: tuple[str | Path, ...]) -> None:
+    without = run_tiny(*STEPS, *adt_options, "--adt_pictures_every", "0", launcher="accelerate")
+    assert_same_weights(launched, without)
+    assert not list(without.output_dir.glob("*.png"))
+
+
+def test_the_progress_bar_shows_two_numbers(launched: CompletedRun) -> None:
+    last = launched.log.rsplit("steps: 100%", 1)[1].split("]")[0]
+    assert re.findall(r"adt/\w+(?==\d)", last) == ["adt/distance", "adt/loss_d"] and "avr_loss=" in last
+
+
+def test_the_run_says_what_comes_when_the_warm_up_ends_and_what_has_been(launched: CompletedRun) -> None:
+    log = " ".join(re.sub(r"\w+\.py:\d+", "", launched.log).split())  # the host's logger puts that at the end of a line
+    sentences = ("ADT begins: 4 turns to come", "ADT: the warm-up is over; from turn 2 on", "ADT ends: 4 turns")
+    assert sorted(map(log.index, sentences)) == list(map(log.index, sentences))
+    assert "of which the first 1 train the discriminator alone; backbone" in log
+    assert re.search(r"about \d+\.\d times as long as without --adt \(counted for Stable Diffusion 1\.5 at 512 pixels\)", log)
+    assert re.search(r"This turn took [\d.]+ s", log)
+    assert re.search(r"ends: 4 turns took [\w. ]+, which made the run \d+\.\d\d times as long", log)
+    assert log.count("ADT begins") == log.count("ADT ends") == 1
 
 
 def test_the_tracker_has_the_numbers_and_the_pictures(launched: CompletedRun) -> None:
@@ -65,6 +92,9 @@ def test_the_tracker_has_the_numbers_and_the_pictures(launched: CompletedRun) ->
     assert [scalar.value for scalar in events.Scalars("adt/loss_d")] == pytest.approx(loss_d)
     assert "loss/current" in events.Tags()["scalars"]
     assert len(events.Images("adt/pairs")) == 2
+    assert len(events.Images("adt/progress")) == 3  # before the first turn, and after the second and the fourth
+    starts = {f"adt/distance/start_{row['start']}" for row in rows(launched)}
+    assert starts == {tag for tag in events.Tags()["scalars"] if tag.startswith("adt/distance/")}
 
 
 def test_the_lora_loads_in_the_host(launched: CompletedRun, run_tiny: TinyRun) -> None:

@@ -28,7 +28,7 @@ def test_every_trainer_trains(run_tiny: TinyRun, adt_options: Options, script: s
     cell(script)
     run = run_tiny(*TWO_STEPS, *adt_options, script=script)
     assert_trained_with_adt(run, turns=2)
-    assert len(list(run.output_dir.glob("tiny-adt-*.png"))) == 1
+    assert len(list(run.output_dir.glob("tiny-adt-0*.png"))) == 1
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

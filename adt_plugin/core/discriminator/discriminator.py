@@ -100,6 +100,11 @@ class Discriminator(nn.Module):
         """The heads' statistics of real features."""
         return [cast(Head, head).standardize for head in self.score.heads]
 
+    @property
+    def settled(self) -> bool:
+        """Whether these statistics are complete, so that standardised features of later turns compare with each other."""
+        return all(standardize.seen >= standardize.updates for standardize in self.standardizers)
+
     def fit_size(self, images: Tensor) -> Tensor:
         """Resize images `(B, 3, H, W)` of any aspect ratio to what the backbone is given."""
         if self.image_size is None:
@@ -117,6 +122,12 @@ class Discriminator(nn.Module):
         Args:
             gen, real: `(B, 3, H, W)` in [-1, 1].
         """
+        features = self.features_of(gen, real)
+        self._collect_statistics(features)
+        return features
+
+    def features_of(self, gen: Tensor, real: Tensor) -> PairFeatures:
+        """Return the same features and leave the statistics as they are."""
         draws = self.generator.get_state()
         gen_features = self.backbone(self.augment(self.fit_size(gen)))
         with torch.no_grad():
@@ -125,9 +136,7 @@ class Discriminator(nn.Module):
             aligned = self.augment(fitted)
             views = self.backbone(torch.cat([aligned, self.augment(fitted)]))
         real_features, real_again = zip(*(view.chunk(2) for view in views), strict=True)
-        features = PairFeatures(gen_features, list(real_features), list(real_again))
-        self._collect_statistics(features)
-        return features
+        return PairFeatures(gen_features, list(real_features), list(real_again))
 
     def _collect_statistics(self, features: PairFeatures) -> None:
         """Update the heads' statistics; calibrate the score on the first batch."""

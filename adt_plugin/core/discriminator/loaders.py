@@ -235,7 +235,7 @@ def _timm_folder(timm: Any, name: str) -> Path:
         try:
             folder = Path(snapshot_download(repository, allow_patterns=["config.json", TIMM_WEIGHTS]))
         except (OSError, ValueError) as error:
-            raise _not_loaded(f"timm:{name}", folder, error) from error
+            raise _not_loaded(f"timm:{name}", folder, error, repository) from error
     if not (folder / TIMM_WEIGHTS).is_file():
         raise ConfigError(
             f"--adt_backbone timm:{name} has no {TIMM_WEIGHTS}, and pickled weights are never loaded: use a model that has it, "
@@ -301,10 +301,35 @@ def four_blocks(depth: int) -> list[int]:
     return [max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)]
 
 
-def _not_loaded(value: str, folder: Path, error: Exception) -> ConfigError:
-    """Return the error for a value of `--adt_backbone` that cannot be loaded, with the first line of its reason."""
-    where = "the folder" if folder.exists() else "it: without network access pass a local folder"
-    return ConfigError(f"--adt_backbone {value} could not be loaded, check {where} ({_first_line(error)}).")
+def _not_loaded(value: str, folder: Path, error: Exception, repository: str | None = None) -> ConfigError:
+    """Return the error for a value of `--adt_backbone` that cannot be loaded, with the one thing that is wrong with it.
+
+    Args:
+        repository: its name on the hub, where that is another.
+    """
+    start = f"--adt_backbone {value} could not be loaded"
+    if folder.exists():
+        return ConfigError(f"{start}, check the folder ({_lacking(folder) or _first_line(error)}).")
+    if _means_a_folder(value):
+        return ConfigError(f"{start}: there is no such folder.")
+    if "Repository Not Found" in str(error) or "not a valid model identifier" in str(error):
+        return ConfigError(f"{start}: it is neither a local folder nor a model on the hub.")
+    return ConfigError(
+        f"{start}: it is not in the cache, and the hub was not reached. Where there is a network, run "
+        f"`huggingface-cli download {repository or value}` once, or give a local folder."
+    )
+
+
+def _lacking(folder: Path) -> str:
+    """Name the files that every saved model of transformers has and this folder has not; empty where it has them."""
+    lacking = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    return f"it has no {' and no '.join(lacking)}" if lacking and not (folder / f"{TIMM_WEIGHTS}.index.json").is_file() else ""
+
+
+def _means_a_folder(value: str) -> bool:
+    r"""Return whether a value cannot be a name on the hub: `/models/dino`, `./dino`, `~/dino`, `C:\models\dino`, `a/b/c`."""
+    rest = value.removeprefix("timm:")
+    return rest.startswith((".", "/", "~")) or "\\" in rest or rest.count("/") > 1 or rest[1:2] == ":"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,9 +1,10 @@
-"""Signs that an adversarial game goes wrong: turns that are not finite, and a discriminator that has won or lost."""
+"""Signs that an adversarial game goes wrong: turns that are not finite, one side that has won, images that get worse."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -29,6 +30,40 @@ LOST = (
     "--adt_disc_lr or --adt_warmup, or lower --adt_weight."
 )
 
+COLLAPSED = (
+    "generated images have varied less than half as much as real ones for %d turns (adt/spread): look at the pictures; if they "
+    "are all alike, stop, go back to a file from before, and lower --adt_weight (docs/options.md, Recover a run)."
+)
+DRIFTING = (
+    "generated images have been a fifth farther from real ones than at first for %d turns (adt/distance): look at the "
+    "pictures; if they got worse, stop, go back to a file from before, and lower --adt_weight (docs/options.md, Recover a run)."
+)
+ALIKE, FARTHER = 0.5, 1.2
+"""What the last two go by (ours)."""
+
+FIRST = 10
+"""So many turns from a start say where its distance began (ours)."""
+
+
+class Drift:
+    """How many times as far as at first generated windows lie from real ones, start by start, as a moving average.
+
+    Attributes:
+        level: 1 at the beginning.
+    """
+
+    def __init__(self) -> None:
+        self.first: dict[int, list[float]] = defaultdict(list)
+        self.level = 1.0
+
+    def add(self, start: int, distance: float) -> None:
+        """Take in a turn from this start."""
+        first = self.first[start]
+        if len(first) < FIRST:
+            first.append(distance)
+        elif sum(first) > 0:
+            self.level += 0.05 * (distance * FIRST / sum(first) - self.level)
+
 
 class BadTurnsError(AdtError, RuntimeError):
     """Too many turns in a row were not finite; the message is the diagnosis."""
@@ -45,7 +80,8 @@ class Health:
     def __init__(self, max_bad_turns: int, loss: AdversarialLoss = LOSSES["relativistic"]) -> None:
         self.max_bad_turns, self.loss = max_bad_turns, loss
         self.bad_turns = self.bad_in_a_row = 0
-        self.in_a_row = {WON: 0, LOST: 0}
+        self.in_a_row = {WON: 0, LOST: 0, COLLAPSED: 0, DRIFTING: 0}
+        self.drift = Drift()
 
     def examine(self, report: TurnReport) -> None:
         """Count, log and warn.
@@ -59,6 +95,9 @@ class Health:
         self.bad_in_a_row = 0
         self._note(WON, self.loss.is_won(report.loss_d))
         self._note(LOST, not report.warmup and report.score_gen > report.score_real)
+        self.drift.add(report.start, report.distance)
+        self._note(COLLAPSED, not report.warmup and report.spread < ALIKE)
+        self._note(DRIFTING, not report.warmup and self.drift.level > FARTHER)
 
     def _count_bad(self, report: TurnReport) -> None:
         self.bad_turns += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import math
@@ -10,19 +12,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+from adt_plugin.core.run.strip import Strip, displayable, panel
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from adt_plugin.core.look import Look
     from adt_plugin.core.report import TurnReport
 
 logger = logging.getLogger(__name__)
 
-SHOWN = ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")
-"""Fields of a report that go to the progress bar and the trackers, as `adt/<name>`."""
+SHOWN = ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start", "distance", "kid", "spread")
+"""Fields of a report that go to the trackers, as `adt/<name>`."""
+
+IN_BAR = ("adt/distance", "adt/loss_d")
+"""Of these, what a progress bar has room for."""
 
 ROW = (
     *("turn", "warmup", *SHOWN, "grad_positions"),
@@ -38,27 +44,60 @@ MAX_PAIRS = 8
 
 
 def scalars(report: TurnReport) -> dict[str, float]:
-    """Return the `adt/*` numbers of a report."""
-    return {f"adt/{name}": float(getattr(report, name)) for name in SHOWN}
+    """Return the `adt/*` numbers of a report that are there; the distance once more under the name of its start."""
+    values = {f"adt/{name}": float(getattr(report, name)) for name in SHOWN}
+    values[f"adt/distance/start_{report.start}"] = report.distance
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 class Monitor:
-    """Writes `<name>-adt.jsonl` and `<name>-adt-<turn>.png` into a folder.
+    """Writes `<stem>.jsonl` and `<stem>-<turn>.png` into a folder; the stem is `<name>-adt`.
 
-    Rows are appended, each run beginning with one that holds its options. A disk that refuses ends the writing with one
-    warning, not the training.
+    Where another run of this name has left its rows, the stem is `<name>-adt-run2`, `-run3` and so on, so that no two runs
+    share a file; a run that resumes goes on in the latest. Its first row holds its options. A disk that refuses ends the
+    writing with one warning, not the training.
 
     Args:
         folder: made if it is not there.
         name: of the run, before the suffixes.
         pictures_every: turns between two pictures; 0 for none.
         run: what the first row says of the run.
+        resumes: the run goes on from a saved state.
     """
 
-    def __init__(self, folder: Path, name: str, pictures_every: int, run: Mapping[str, str]) -> None:
-        self.folder, self.name, self.pictures_every = folder, name, pictures_every
-        self.writing = True
+    def __init__(self, folder: Path, name: str, pictures_every: int, run: Mapping[str, str], resumes: bool = False) -> None:
+        self.folder, self.pictures_every = folder, pictures_every
+        self.writing, self.stem = True, f"{name}-adt"
+        self._write(lambda: setattr(self, "stem", self._claim(resumes)))
+        self.strip = Strip(self.folder / f"{self.stem}-progress.png", resumes)
         self._append({"event": "run", "time": time.time(), **run})
+
+    def _claim(self, resumes: bool) -> str:
+        """Take the first stem without rows and return it, or the last one with rows; another run may be looking for one now."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        latest = None
+        for number in itertools.count(1):
+            stem = self.stem if number == 1 else f"{self.stem}-run{number}"
+            path = self.folder / f"{stem}.jsonl"
+            if not path.is_file():  # a device is none, and keeps nothing of anybody
+                if resumes and latest is not None:
+                    return latest
+                with contextlib.suppress(FileExistsError):
+                    path.touch(exist_ok=path.exists())
+                    return stem
+            latest = stem
+        raise AssertionError("there are no more numbers")
+
+    @property
+    def rows(self) -> Path:
+        """The file of the rows."""
+        return self.folder / f"{self.stem}.jsonl"
+
+    @property
+    def places(self) -> str:
+        """Where to look, as a sentence."""
+        pictures = f", pictures: {self.folder / self.stem}-*.png" if self.pictures_every else ""
+        return f"Rows: {self.rows}{pictures}."
 
     def record(self, report: TurnReport, step: int) -> Path | None:
         """Write the report's row and, when it is due, its picture.
@@ -74,13 +113,23 @@ class Monitor:
         self._append({"event": "turn", "step": step, **row})
         if self.pictures_every == 0 or report.turn % self.pictures_every:
             return None
-        path = self.folder / f"{self.name}-adt-{report.turn:06d}.png"
+        path = self.folder / f"{self.stem}-{report.turn:06d}.png"
         return path if self._write(lambda: pair_picture(report.gen, report.real, report.scores).save(path)) else None
+
+    def add_panel(self, look: Look, caption: list[str]) -> Image.Image | None:
+        """Add what a look has seen to the strip `<stem>-progress.png`, which begins with the training image itself.
+
+        Returns:
+            The panel, if it was written.
+        """
+        panels = [panel(look.gen, caption)]
+        if not self.strip.panels:
+            panels.insert(0, panel(look.real, ["the training image", *[""] * (len(caption) - 1)]))
+        return panels[-1] if self._write(lambda: self.strip.add(*panels)) else None
 
     def _append(self, row: dict[str, Any]) -> None:
         def write() -> None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / f"{self.name}-adt.jsonl").open("a", encoding="utf-8") as rows:
+            with self.rows.open("a", encoding="utf-8") as rows:
                 rows.write(json.dumps(_finite(row)) + "\n")
 
         self._write(write)
@@ -114,7 +163,7 @@ def pair_picture(gen: Tensor, real: Tensor, scores: Tensor) -> Image.Image:
     """
     from PIL import Image, ImageDraw
 
-    gen, real = (_displayable(images[:MAX_PAIRS]) for images in (gen, real))
+    gen, real = (displayable(images[:MAX_PAIRS]) for images in (gen, real))
     count, height, width, _ = gen.shape
     canvas = Image.new("RGB", (count * width, 2 * (height + CAPTION_HEIGHT)), "black")
     draw = ImageDraw.Draw(canvas)
@@ -124,12 +173,3 @@ def pair_picture(gen: Tensor, real: Tensor, scores: Tensor) -> Image.Image:
             draw.text((column * width + 2, top + 1), caption, fill="white")
             canvas.paste(Image.fromarray(images[column].numpy()), (column * width, top + CAPTION_HEIGHT))
     return canvas
-
-
-def _displayable(images: Tensor) -> Tensor:
-    """Convert `(B, C, H, W)` in [-1, 1] to `(B, H, W, 3)` uint8 on the CPU; very small images are enlarged to 64 pixels."""
-    images = images.detach().float().cpu().nan_to_num().clamp(-1, 1)
-    factor = -(-64 // images.shape[-1])
-    images = F.interpolate(images, scale_factor=factor, mode="nearest") if factor > 1 else images
-    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-    return ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

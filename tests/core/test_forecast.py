@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.cost.formula import Parts, mean_turn, run_ratio, total, turn_shares, warmup_turn
+from adt_plugin.core.forecast import Parts, mean_turn, run_ratio, total, turn_shares, warmup_turn
 
 PARTS = Parts(forward=1.0, step=3.0, decode_real=0.5, decode_generated=2.0, judge=0.25)
 CONFIG = ADTConfig(begin=0, steps=4, grad_steps=2, every=2, warmup=10, start_min=0.0, memory="low")

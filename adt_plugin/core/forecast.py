@@ -92,3 +92,57 @@ def run_ratio(parts: Parts, config: ADTConfig, steps: int) -> float:
     cost = turns.warmup * warmup_turn(parts, config) + turns.adversarial * total(mean_turn(parts, config))
     cost += min(MEASURED, turns.warmup) * (parts.decode_generated - parts.decode_real)  # their gradient reaches the images
     return 1 + cost / (steps * parts.step)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What `cost` has counted for one model, in TFLOP, so that a run can say at once about what it will cost.
+
+    Of a LoRA with gradient checkpointing, one image at a time, with a backbone of DINOv2-base's size.
+
+    Attributes:
+        title: of the model.
+        resolution: side of the images in pixels.
+        forward: of the denoiser.
+        step: sd-scripts' own.
+        decode: of a crop of `CROP` pixels, without gradient.
+        decode_backward: the same with its backward pass.
+    """
+
+    title: str
+    resolution: int
+    forward: float
+    step: float
+    decode: float = 0.622
+    decode_backward: float = 1.527
+
+    def parts(self, config: ADTConfig, trains_all: bool, checkpointing: bool) -> Parts:
+        """Return the parts of a run's steps and turns.
+
+        Args:
+            trains_all: all weights are trained, not a LoRA; their gradients cost most of a forward pass more.
+            checkpointing: the denoiser's, which repeats a forward pass in every backward pass.
+        """
+        side = min(config.decode_crop or self.resolution, self.resolution)
+        area = (side / CROP) ** 2
+        step = self.step + self.forward * (0.8 * trains_all - (not checkpointing))
+        return Parts(self.forward, step, area * self.decode, area * self.decode_backward, JUDGE)
+
+
+CROP = ADTConfig().decode_crop
+"""Side in pixels of the crops of `COUNTED`."""
+
+JUDGE = 0.275
+"""TFLOP of three passes of the backbone and of the heads."""
+
+COUNTED = {
+    "sd15": Counted("Stable Diffusion 1.5", 512, 0.813, 2.451),
+    "sdxl": Counted("SDXL", 1024, 6.850, 20.852),
+    "sd3": Counted("SD3-medium", 1024, 8.998, 31.415),
+    "flux": Counted("FLUX.1", 1024, 74.832, 247.216),
+    "chroma": Counted("Chroma", 1024, 74.804, 246.868),
+    "lumina": Counted("Lumina Image 2.0", 1024, 22.325, 73.934),
+    "anima": Counted("Anima", 1024, 18.081, 60.766, 0.351, 0.861),
+    "hunyuan": Counted("HunyuanImage-2.1", 2048, 120.726, 397.951, 0.670, 1.637),
+}
+"""Every model of `cost` by its name there; a test counts them again."""

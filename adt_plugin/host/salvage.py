@@ -1,0 +1,78 @@
+"""What is worth keeping of a run whose numbers have gone wrong: nothing that is not finite is offered to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open  # type: ignore[attr-defined]
+from torch import Tensor
+
+from adt_plugin.core.discriminator import Discriminator
+
+STOPPED = "adt-stopped-state"
+"""The end of the name of the state that the plugin saves itself."""
+
+
+def carried_on(accelerator: Any, discriminator: Discriminator) -> Iterator[Tensor]:
+    """Yield what a run carries from step to step: trained weights, the optimizers' moments, the discriminator's heads."""
+    for optimizer in accelerator._optimizers:
+        yield from (parameter for group in optimizer.param_groups for parameter in group["params"])
+        for moments in optimizer.state.values():
+            yield from (moment for moment in moments.values() if isinstance(moment, Tensor))
+    yield from discriminator.parameters()
+
+
+def count_unsound(tensors: Iterable[Tensor]) -> tuple[int, int]:
+    """Return how many tensors hold a number that is not finite, and how many there are."""
+    sound = [tensor.isfinite().all().cpu() for tensor in tensors if tensor.is_floating_point()]
+    return sum(not flag for flag in sound), len(sound)
+
+
+def last_finite_state(folder: Path, name: str) -> Path | None:
+    """Return the newest of the host's state folders of this run whose saved weights are finite; None where there is none."""
+    states = (path for path in folder.glob(f"{name}*-state") if path.is_dir() and not path.name.endswith(STOPPED))
+    return _newest(path for path in states if _finite_files(list(path.glob("*.safetensors"))))
+
+
+def last_finite_checkpoint(folder: Path, name: str) -> Path | None:
+    """Return the newest file that the host has saved of this run and that is finite; None where there is none."""
+    return _newest(path for path in folder.glob(f"{name}*.safetensors") if _finite_files([path]))
+
+
+def _newest(paths: Iterable[Path]) -> Path | None:
+    return max(paths, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _finite_files(files: list[Path]) -> bool:
+    """Return whether there are files, and all can be read and are finite; pickled ones are not looked into."""
+    return bool(files) and all(_finite_file(path) for path in files)
+
+
+def _finite_file(path: Path) -> bool:
+    opened: Any = safe_open
+    try:
+        with opened(path, framework="pt") as file:
+            tensors = (file.get_tensor(name) for name in file.keys())  # noqa: SIM118
+            return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
+    except (OSError, SafetensorError):
+        return False
+
+
+def advice(unsound: int, tensors: int, folder: Path, name: str, learning_rate: str) -> str:
+    """Word what is left of a run whose weights are not finite, and what to change before it goes on.
+
+    Args:
+        learning_rate: as the run has it.
+    """
+    state, checkpoint = last_finite_state(folder, name), last_finite_checkpoint(folder, name)
+    left = [
+        f"the last finite state is {state} (--resume)" if state else "there is no finite state (--save_state makes some)",
+        f"the last finite file is {checkpoint} (--network_weights for a LoRA)" if checkpoint else "no finite file was saved",
+    ]
+    return (
+        f"{unsound} of {tensors} tensors of the run are not finite any more, so no state was saved to go on from; "
+        f"{' and '.join(left)}. Before you go on, lower --learning_rate (it is {learning_rate}) or --adt_weight."
+    )
