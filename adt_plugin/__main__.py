@@ -19,6 +19,7 @@ from adt_plugin import __version__, register
 COMMANDS = {
     "demo": ("adt_plugin.demo.cli:demo_main", "train the built-in miniature: no host, no weights, no network"),
     "cost": ("adt_plugin.cost.cli:cost_main", "tell what a run costs in time and memory, counted or measured"),
+    "compare": ("adt_plugin.compare.cli:compare_main", "tell whether it helped: images and figures of a base and fine-tunes"),
     "doctor": ("adt_plugin.host.checkup:main", "tell whether this computer is ready to train with --adt"),
 }
 """Name of a command -> `module:function`, and its line in the help.

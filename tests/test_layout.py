@@ -1,4 +1,4 @@
-"""The rooms of the package: the core stands alone, and host, demo and cost stand beside each other on it."""
+"""The rooms of the package: the core stands alone; host, demo, cost and compare stand beside each other on it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ ALLOWED = {
     "host": {"core", "options", "host"},
     "demo": {"core", "options", "demo"},
     "cost": {"core", "options", "cost"},
+    "compare": {"core", "compare"},
 }
 """Room -> rooms that it may import from. A room is a folder or a module directly in the package."""
 
