@@ -38,11 +38,7 @@ class Embedder:
             self.processor = auto.AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
             model = auto.AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ConfigError(
-                f"--backbone {name} could not be loaded ({reason}): download it once with network access by `huggingface-cli "
-                "download facebook/dinov2-base`, or give a local folder."
-            ) from error
+            raise _not_loaded(name) from error
         self.model, self.device = getattr(model, "vision_model", model).to(device).eval(), device
         self.digest = _weights_digest(self.model)
 
@@ -57,6 +53,21 @@ class Embedder:
                 images.append(ImageOps.exif_transpose(image).convert("RGB"))
         pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
         return self.model(pixel_values=pixels.to(self.device)).last_hidden_state[:, 0].float().cpu()
+
+
+def _not_loaded(name: str) -> ConfigError:
+    """Return the error for a network that cannot be loaded: what is wrong depends on whether a folder was meant."""
+    if Path(name).is_dir():
+        return ConfigError(
+            f"--backbone: the folder {name} holds no vision model of transformers: it needs config.json, "
+            "preprocessor_config.json and model.safetensors."
+        )
+    if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:
+        return ConfigError(f"--backbone: there is no folder {name}: give one, or a name such as facebook/dinov2-base.")
+    return ConfigError(
+        f"--backbone: {name} is not in the Hugging Face cache and could not be fetched: run `huggingface-cli download {name}` "
+        "once with network access, or give a local folder."
+    )
 
 
 def _weights_digest(model: Any) -> str:

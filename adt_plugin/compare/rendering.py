@@ -65,15 +65,17 @@ def render_all(store: Store, advance: Callable[[int], None]) -> None:
     Raises:
         ConfigError: a model or network cannot be loaded.
     """
-    candidates = [candidate for candidate in store.settings.candidates if store.missing(candidate)]
+    candidates = store.settings.candidates
     on_base = [candidate for candidate in candidates if candidate.kind != "checkpoint"]
     groups = [on_base, *([candidate] for candidate in candidates if candidate.kind == "checkpoint")]
-    for group in filter(None, groups):
-        source = store.settings.candidates[0] if group is on_base else group[0]
+    for group in groups:
+        if not any(map(store.missing, group)):
+            continue
+        source = candidates[0] if group is on_base else group[0]
         model = identify(source.flag, source.path)
         with loaded(source, model, store.settings) as pipeline:
             check_networks(pipeline, model.family, group)
-            for candidate in group:
+            for candidate in filter(store.missing, group):
                 with network_of(candidate, pipeline, model.family, store.settings):
                     _render(store, candidate, pipeline, model.family, advance)
 

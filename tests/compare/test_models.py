@@ -98,7 +98,7 @@ def originals(model: Any, layout: layouts.Layout) -> dict[str, Tensor]:
 
 
 def test_the_names_of_flux_are_those_of_diffusers_conversion() -> None:
-    """At FLUX's width, which diffusers' conversion takes for granted; one column instead of thousands, since only rows matter."""
+    """At FLUX's width, which diffusers' conversion takes for granted; with one column, since only rows matter."""
     width = 3072
     rows = {row: count for row, count in flux_rows(width).items()}
     tensors = {
