@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def test_the_trained_tiny_sd_is_told_from_its_ruins(tmp_path: Path, tiny_dino: P
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(CAPTIONS), encoding="utf-8")
     shared = ["--base", str(SMALL_SD), "--backbone", str(tiny_dino), "--device", "cpu", "--drift_prompts", "none"]
-    shared += ["--prompts", str(prompts), "--steps", "8", "--cfg", "1", "--seeds", "2", "--batch_size", "20"]
+    shared += ["--prompts", str(prompts), "--steps", "6", "--cfg", "1", "--seeds", "1", "--batch_size", "10"]
     reference = own_samples(tmp_path, [*shared, "--lora", f"noise={noise}"])
     compare_main(
         [
@@ -168,6 +169,7 @@ def own_samples(folder: Path, arguments: list[str]) -> Path:
     out = folder / "own"
     given = cli.compare_parser("adt compare").parse_args([*arguments, "--reference", str(folder), "--out", str(out)])
     settings = cli.settings_of(given)
+    settings = replace(settings, candidates=settings.candidates[:1])
     store = Store(settings, digests_of(settings))
     render_all(store, lambda _: None)
     reference = folder / "reference"
