@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adt_plugin.core.errors import ConfigError
-from adt_plugin.core.run.files import replacement
+from adt_plugin.core.run.files import write_atomically
 
 BATCH = 16
 
@@ -127,7 +127,6 @@ class FeatureCache:
             raise ConfigError(f"an image could not be read, remove it or replace it ({error}).") from error
 
     def _write(self) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        with replacement(self.path) as temporary:
-            save_file({key: vector.clone() for key, vector in self.vectors.items()}, temporary)
+        write_atomically(self.path, save({key: vector.clone() for key, vector in self.vectors.items()}))

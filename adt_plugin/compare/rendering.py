@@ -51,8 +51,8 @@ class Store:
 
     def save(self, candidate: Candidate, shot: Shot, image: Any) -> None:
         """Write an image, whole or not at all."""
-        with replacement(self.path(candidate, shot)) as temporary:
-            image.save(temporary, format="PNG")
+        with replacement(self.path(candidate, shot)) as file:
+            image.save(file, format="PNG")
 
 
 def render_all(store: Store, advance: Callable[[int], None]) -> None:

@@ -78,8 +78,8 @@ def _write(settings: Settings, model: Model, store: Store, references: list[Trai
     facts = facts_of(settings, model, scores)
     contents = Contents(settings, model.family.title, scores, paths, references, facts)
     write_atomically(settings.out / PAGE, page(contents))
-    with replacement(settings.out / GRID) as temporary:
-        grid_picture(settings, paths).save(temporary, format="PNG")
+    with replacement(settings.out / GRID) as file:
+        grid_picture(settings, paths).save(file, format="PNG")
     write_atomically(settings.out / SCORES, json.dumps(as_json(settings, store.digests, scores), indent=2))
 
 
