@@ -40,6 +40,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tiny_study: Study) -> Plan:
         return replace(tiny_study, setting=setting, evaluator=tiny_study.evaluator.shortened(40))
 
     monkeypatch.setattr(miniature, "open_study", study)
+    monkeypatch.setattr(miniature, "steps_for", lambda plan, units: 2)  # counting takes longer than training so little
     return Plan(units=20, seeds=2, samples=40, quick=True)
 
 

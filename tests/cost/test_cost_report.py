@@ -12,7 +12,7 @@ from adt_plugin.cost.workbench import Workload
 GIB = 2**30
 PARTS = Parts(forward=1e12, step=3e12, decode_real=0.5e12, decode_generated=2e12, judge=0.25e12)
 PEAKS = Peaks(plain=2 * GIB, turn=int(2.5 * GIB), backbone=int(0.5 * GIB), graph=GIB)
-CONFIG = ADTConfig(steps=4, grad_steps=2, every=1, warmup=0, start_min=0.0, memory="low")
+CONFIG = ADTConfig(steps=4, grad_steps=2, begin=0, warmup=0, start_min=0.0, memory="low")
 
 
 def cells(lines: list[str], name: str) -> list[str]:
