@@ -163,9 +163,10 @@ class TurnConfig(_Options):
     memory: str = option(
         "low",
         "low runs the trained steps twice and needs the least memory; fast keeps the graphs of all K steps and saves K forward "
-        "passes; auto is fast where a CUDA device has room for it, and steps down by itself where memory runs out",
-        "勾配を流すステップの扱い（low: 再計算、fast: グラフを保持、auto: 空きメモリで判断し、不足時は自動で節約）",
-        choices=("low", "fast", "auto"),
+        "passes; joined pulls them back together with the diffusion loss, for what allows one backward pass only; auto is "
+        "joined where the run needs it, fast where a CUDA device has room for it, and steps down where memory runs out",
+        "勾配を流すステップの扱い（low: 再計算、fast: グラフを保持、joined: 拡散損失と一度に逆伝播、auto: 自動選択）",
+        choices=("low", "fast", "joined", "auto"),
     )
     offload: bool = option(
         False,
@@ -325,6 +326,11 @@ class RunConfig(_Options):
         "展開時のCFGスケール（1より大きいと2倍の計算）",
         low=1.0,
         high=50.0,
+    )
+    train_text_encoder: bool = option(
+        False,
+        "turns train the text encoders, too, where the run trains them; needs --adt_memory joined",
+        "学習中のテキストエンコーダにも敵対的勾配を流す（--adt_memory joinedが必要）",
     )
     decode_dtype: str = option(
         "auto",

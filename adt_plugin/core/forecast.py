@@ -58,7 +58,7 @@ def turn_shares(parts: Parts, config: ADTConfig, start: int) -> Iterator[Share]:
     yield Share("unroll: denoiser forwards", calls * start, calls * start * parts.forward)
     if config.memory == "fast":
         yield Share("backward through kept graphs", trained, trained * (parts.step - parts.forward))
-    else:
+    else:  # a joined turn runs the trained steps again, too
         yield Share("replay: denoiser forwards and backwards", trained, trained * parts.step)
     yield Share("decode of the generated image, and its backward", 1, parts.decode_generated)
     yield Share("decode of the real image", 1, parts.decode_real)

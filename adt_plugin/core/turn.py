@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from adt_plugin.core.diffusion.balance import GradientBalance, at_least_float32
 from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.core.diffusion.gradient_path import Backward, Candidate, choose_grad_positions, leaf_gradients, replay
 from adt_plugin.core.diffusion.memory import GraphMemory
+from adt_plugin.core.diffusion.passes import passes_for
 from adt_plugin.core.diffusion.samplers import Sampler
 from adt_plugin.core.diffusion.unroll import NoisedStart, Unroll, UnrollFunction
 from adt_plugin.core.discriminator import Discriminator, PairFeatures
@@ -61,6 +63,14 @@ class AdversarialTurn:
                 report = turn(lambda x, t: denoiser(x, t, condition), latents, backward=accelerator.backward)
             optimizer.step()
             optimizer.zero_grad()
+
+    A loop that allows one backward pass only (`--adt_memory joined`) hands its loss over instead of pulling it back:
+
+        turn.measure(loss, prediction)                              # in place of watch
+        if turn.due(step):
+            report = turn(denoiser_of(condition), latents, backward=accelerator.backward, loss=loss)
+        else:
+            accelerator.backward(loss)
 
     The turn adds its gradient to `p.grad`, so that clipping, accumulation and the optimizer act on the sum. It draws from
     its own generators and leaves the global ones as it found them. Its own optimizer trains the discriminator's heads.
@@ -128,13 +138,26 @@ class AdversarialTurn:
             loss_scale: factor by which the backward pass multiplies the loss (gradient scaler, 1 / accumulation steps); a
                 0-dim tensor leaves a scaler's on the device.
         """
-
-        def note(gradient: Tensor) -> None:
-            # A collective inside the backward: it is every process's first there, before any of DistributedDataParallel's.
-            self.balance.diffusion.update(all_reduce_norm(at_least_float32(gradient).norm() / loss_scale))
-
         if prediction.requires_grad:
-            prediction.register_hook(note)
+            # A collective inside the backward: it is every process's first there, before any of DistributedDataParallel's.
+            prediction.register_hook(lambda gradient: self._note_diffusion(gradient, loss_scale))
+
+    def measure(self, loss: Tensor, prediction: Tensor, loss_scale: Tensor | float = 1.0) -> None:
+        """Note the same norm now, before any backward: one pass through the loss alone, not through the network.
+
+        Args:
+            loss: the diffusion loss, 0-dim; its graph stays.
+            prediction: the denoiser's output in it, of any shape.
+            loss_scale: as for `watch`; half precision keeps small gradients by it here, too.
+
+        Raises:
+            RuntimeError: the loss does not depend on the prediction.
+        """
+        (gradient,) = torch.autograd.grad(loss * loss_scale, [prediction], retain_graph=True)
+        self._note_diffusion(gradient, loss_scale)
+
+    def _note_diffusion(self, gradient: Tensor, loss_scale: Tensor | float) -> None:
+        self.balance.diffusion.update(all_reduce_norm(at_least_float32(gradient).norm() / loss_scale))
 
     def __call__(
         self,
@@ -146,6 +169,7 @@ class AdversarialTurn:
         overflowed: Callable[[], bool] | None = None,
         mask: Tensor | None = None,
         weights: Tensor | None = None,
+        loss: Tensor | None = None,
     ) -> TurnReport:
         """Run one turn.
 
@@ -162,10 +186,14 @@ class AdversarialTurn:
                 over the rest of the generated one. None trains all of it.
             weights: of the images in the diffusion loss, `(B,)`: each image's gradient is multiplied by its own, after the
                 balance. None weighs all alike.
+            loss: the diffusion loss, 0-dim, not yet pulled back: `backward` is then called once, with the sum of both; None
+                where the loop's own pass is over.
 
         Raises:
             TurnOutOfMemoryError: the device's memory ran out.
+            ValueError: `--adt_memory joined` without a loss.
         """
+        passes = passes_for(self.config.memory, backward, loss)
         clock, clean = StageClock(self.config.profile, latents.device), at_least_float32(latents.detach())
         with clock.naming_the_stage(), preserved_rng(), torch.enable_grad():
             with clock.stage("unroll"):
@@ -199,10 +227,12 @@ class AdversarialTurn:
             if sound and gradients.vectors:
                 with clock.stage("replay"):
                     # dL/dtheta = dL_diff/dtheta + sum over i in M of lambda (dL_G/do_i) (do_i/dtheta)
-                    replay(denoiser, path, gradients.vectors, self.memory.measuring(backward, denoiser, clean))
-            with clock.stage("discriminator"):
-                overflows = sound and self._overflows(overflowed)
-                self._step_heads(features, sound and not overflows)
+                    replay(denoiser, path, gradients.vectors, self.memory.measuring(passes.add, denoiser, clean))
+        with clock.naming_the_stage(), nullcontext() if loss is None else clock.stage("replay"):
+            passes.finish()  # a joined pass draws from the loop's random state, as without a turn
+        with clock.naming_the_stage(), preserved_rng(), torch.enable_grad(), clock.stage("discriminator"):
+            overflows = sound and self._overflows(overflowed)
+            self._step_heads(features, sound and not overflows)
         values = {"loss_g": loss_g, "loss_d": loss_d, "score_real": score_real, "score_gen": score_gen}
         values |= {"distance": feature_distance(*windows)}
         return self._report(values, gradients, sound, start, clock, (gen, real, scores), overflows, torch.stack(windows))

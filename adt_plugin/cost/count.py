@@ -29,16 +29,23 @@ class Peaks:
         turn: of a step with a turn, at any K and m.
         backbone: of the frozen backbone's weights.
         graph: what one more trained step takes where its graph is kept (`--adt_memory fast`, or a whole unroll in one graph).
+        joined: as `turn`, with one backward pass for it and the diffusion loss, at the K of the options that were counted; 0 in
+            counts that were stored before there was one.
     """
 
     plain: int
     turn: int
     backbone: int
     graph: int
+    joined: int = 0
 
     def keeping(self, graphs: int) -> int:
         """Return the bytes of a step with a turn that keeps so many graphs."""
         return self.turn + graphs * self.graph
+
+    def of(self, config: ADTConfig) -> int:
+        """Return the bytes of a step with a turn under the options that were counted."""
+        return self.joined if config.memory == "joined" else self.keeping(kept_graphs(config))
 
     def ratio(self, graphs: int = 0) -> float:
         """Return that peak over the one of a plain step and the backbone together."""
@@ -48,10 +55,14 @@ class Peaks:
 def kept_graphs(config: ADTConfig) -> int:
     """Return how many graphs through the denoiser a run with these options holds at once, beside the one at work.
 
-    `--adt_memory auto` counts as low, which it is until it has seen that there is room.
+    `--adt_memory auto` counts as low, which it is until it has seen that there is room. A joined turn keeps none beside the
+    decoder's work.
     """
-    if config.memory != "fast":
-        return 0
+    return trained_calls(config) if config.memory == "fast" else 0
+
+
+def trained_calls(config: ADTConfig) -> int:
+    """Return the most denoiser calls that carry gradient in a turn."""
     return count_grad_steps(config, config.steps) * calls_per_step(config)
 
 
@@ -81,11 +92,14 @@ def counted_peaks(workload: Workload, config: ADTConfig) -> Peaks:
         visual, backbone = nbytes(bench.visual_tensors()), nbytes(bench.backbone_tensors())
         host = resident - bench.own_bytes() + moments
     away = visual if config.offload else 0  # during the host's step and the replays
+    all_graphs = plain + trained_calls(config) * graph  # the host's own, and those of the steps, run again
+    judging = supervision - nbytes(bench.trained) + graph  # beside the host's graph, before there is any gradient
     return Peaks(
         plain=host + plain,
         turn=host + heads + visual + max(replay - away, supervision),
         backbone=backbone,
         graph=graph,
+        joined=host + heads + visual + max(all_graphs - away, judging),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.forecast import Parts, mean_turn, run_ratio, total
-from adt_plugin.cost.count import Peaks, kept_graphs
+from adt_plugin.cost.count import Peaks
 from adt_plugin.cost.measure import Base, Measured
 from adt_plugin.cost.workbench import Workload
 
@@ -53,7 +53,7 @@ def report(
     for row in zip(time_labels(parts, config, steps), *columns, strict=True):
         yield line(row[0], row[1:])
     yield ""
-    memory = [memory_column(peaks.plain, peaks.keeping(kept_graphs(config)), peaks.backbone)]
+    memory = [memory_column(peaks.plain, peaks.of(config), peaks.backbone)]
     if measured:
         memory.append(memory_column(measured.base.peak, measured.turn.peak, measured.base.backbone))
     labels = ("peak memory of sd-scripts' step", "  with a turn", "  over the first and the backbone together")

@@ -221,11 +221,25 @@ class Workbench:
     def adt_step(self, turn: AdversarialTurn) -> None:
         """Take a step of the host with a turn."""
         prediction = self.forward_with_graph().float()
-        turn.watch(prediction)
-        F.mse_loss(prediction, self.clean).backward()
-        del prediction
-        turn(self.denoiser, self.clean)
+        STEPS.get(turn.config.memory, own_passes)(self, turn, prediction, F.mse_loss(prediction, self.clean))
         self.finish()
+
+
+def own_passes(bench: Workbench, turn: AdversarialTurn, prediction: Tensor, loss: Tensor) -> None:
+    """Run the host's backward pass, then the turn with its own."""
+    turn.watch(prediction)
+    loss.backward()
+    turn(bench.denoiser, bench.clean)
+
+
+def joined_pass(bench: Workbench, turn: AdversarialTurn, prediction: Tensor, loss: Tensor) -> None:
+    """Run the turn with one backward pass for both."""
+    turn.measure(loss, prediction)
+    turn(bench.denoiser, bench.clean, loss=loss)
+
+
+STEPS = {"joined": joined_pass}
+"""By `--adt_memory`; all others have passes of their own."""
 
 
 def decoder_of(size: TrueSize, config: ADTConfig) -> LatentDecoder | TinyDecoder:

@@ -56,12 +56,14 @@ class Predicted:
         call: to be repeated by the turn.
         mask: what the host trains of its images, `(B, 1, H, W)` in [0, 1]; None for all of them.
         weights: of the images in the host's loss, `(B,)`; None weighs all alike.
+        prediction: what it returned, with its graph, for turns that come before the host's backward pass; else None.
     """
 
     noised: Noised
     call: DenoiserCall
     mask: Tensor | None = None
     weights: Tensor | None = None
+    prediction: Tensor | None = None
 
     @property
     def host_seconds(self) -> float:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from adt_plugin.host.conventions import Arguments, Convention, Place, only_tensor
 
@@ -38,18 +39,26 @@ class DenoiserCall:
         kwargs: Mapping[str, Any],
         convention: Convention,
         autocast: Callable[[], Any],
+        taken: Callable[[Tensor], Tensor] = Tensor.detach,
     ) -> DenoiserCall:
         """Capture what a forward hook of the denoiser saw.
 
-        The conditioning is detached: with a trained text encoder it carries a graph that the host's backward has freed.
+        Args:
+            taken: what is kept of a tensor. With a trained text encoder the conditioning carries a graph, which a backward
+                pass of the host's frees: only turns that come before it may keep the graph (`conventions.same`).
         """
         by_place: dict[Place, Any] = dict(enumerate(args))
         by_place.update(kwargs.items())
-        arguments = {
-            place: tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, value)
-            for place, value in by_place.items()
-        }
-        return cls(module, arguments, convention, autocast)
+        return cls(module, _each_tensor(taken, by_place), convention, autocast)
+
+    def detached(self) -> DenoiserCall:
+        """Return the same call with no graph behind its conditioning, to be kept beyond its batch."""
+        return replace(self, arguments=_each_tensor(Tensor.detach, self.arguments))
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether a captured tensor has been computed from something that is trained."""
+        return any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree_leaves(self.arguments))
 
     @property
     def latents(self) -> Tensor | None:
@@ -78,14 +87,27 @@ class DenoiserCall:
         with self.autocast():
             return convention.unpack(only_tensor(self.module(*args, **kwargs)), x)
 
-    def without_checkpointing(self, x: Tensor, t: Tensor) -> Tensor:
-        """Call without gradient: in eval mode, since checkpointing, which only works in train mode, would waste time.
+    def unwrapped(self) -> DenoiserCall:
+        """Return the same call of the network inside a DistributedDataParallel, if it is in one.
 
-        The network inside a DistributedDataParallel is called: the wrapper would broadcast its buffers at every call.
+        The wrapper would broadcast its buffers at every call, and count the calls that a backward pass has to follow.
         """
-        module = self.module.module if isinstance(self.module, DistributedDataParallel) else self.module
-        with evaluating(module):
-            return replace(self, module=module)(x, t)
+        if isinstance(self.module, DistributedDataParallel):
+            inside: nn.Module = self.module.module
+            return replace(self, module=inside)
+        return self
+
+    def without_checkpointing(self, x: Tensor, t: Tensor) -> Tensor:
+        """Call without gradient: in eval mode, since checkpointing, which only works in train mode, would waste time."""
+        call = self.unwrapped()
+        with evaluating(call.module):
+            return call(x, t)
+
+
+def _each_tensor(taken: Callable[[Tensor], Tensor], arguments: Arguments) -> Arguments:
+    """Return the arguments with what is taken of each tensor in them."""
+    each = partial(tree_map, lambda leaf: taken(leaf) if isinstance(leaf, Tensor) else leaf)
+    return {place: each(value) for place, value in arguments.items()}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,23 @@ logger = logging.getLogger(__name__)
 
 REFUSED = {
     "deepspeed": "steps the optimizer inside every backward pass: train without it",
-    "ddp_static_graph": "forbids the extra passes of an adversarial turn: train without it",
-    "fused_backward_pass": "steps the optimizer inside every backward pass: train without it",
-    "fused_optimizer_groups": "steps the optimizer inside the backward pass: train without it",
-    "blockwise_fused_optimizers": "steps the optimizer inside the backward pass: train without it",
     "network_train_text_encoder_only": "leaves no denoiser parameter to train: train the U-Net as well",
     "train_inpainting": "gives the U-Net channels that the unroll does not have: train without it",
     "torch_compile": "has not been tested with the unroll yet: train without it",
     "blocks_to_swap": "moves blocks between devices in an order that the unroll would break: train without it",
 }
 """Host options that are refused, and why."""
+
+STEPS_INSIDE = "steps the optimizer inside the backward pass"
+
+ONE_PASS_ONLY = {
+    "ddp_static_graph": "allows one backward pass in a batch",
+    "fused_backward_pass": STEPS_INSIDE,
+    "fused_optimizer_groups": STEPS_INSIDE,
+    "blockwise_fused_optimizers": STEPS_INSIDE,
+    "adt_train_text_encoder": "shares the text encoder's own graph with the diffusion loss",
+}
+"""Options that leave one backward pass for the diffusion loss and the turn, and why."""
 
 OTHER_TRAINERS = (
     "train_textual_inversion.py",
@@ -76,6 +84,21 @@ def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
     if not getattr(args, "max_train_epochs", None) and not getattr(args, "resume", None):
         _check_schedule(args, config)
     return family
+
+
+def with_memory(args: argparse.Namespace, config: ADTConfig) -> ADTConfig:
+    """Return the options with `--adt_memory auto` settled where the run leaves it no choice.
+
+    Raises:
+        ConfigError: the run needs one backward pass for both, and another way was asked for.
+    """
+    for name, reason in ONE_PASS_ONLY.items():
+        if not getattr(args, name, False) or config.memory == "joined":
+            continue
+        if config.memory != "auto":
+            raise ConfigError(f"--{name} {reason}, so that the turn must share it: add --adt_memory joined, or auto.")
+        config = replace(config, memory="joined")
+    return config
 
 
 def find_family(script: str) -> Family:
@@ -193,7 +216,7 @@ def _check_grid(args: argparse.Namespace, config: ADTConfig, family: Family) -> 
         )
 
 
-def check_processes(config: ADTConfig, accelerator: Any) -> None:
+def check_processes(accelerator: Any) -> None:
     """Check that the host's accelerator spreads the run in a way that a turn can follow.
 
     Raises:
@@ -202,7 +225,3 @@ def check_processes(config: ADTConfig, accelerator: Any) -> None:
     if accelerator.distributed_type not in SERVED_PROCESSES:
         kind = accelerator.distributed_type.value
         raise ConfigError(f"--adt does not work under {kind}: turn it off in accelerate's configuration, or remove --adt.")
-    if accelerator.num_processes > 1 and config.memory == "fast":
-        raise ConfigError(
-            "--adt_memory fast does not work with several processes, whose gradients are averaged one pass at a time: use low."
-        )

@@ -83,10 +83,10 @@ class Entry:
             return
         for error in self.missing:
             raise error
-        from adt_plugin.host.checks import check_host_options
+        from adt_plugin.host.checks import check_host_options, with_memory
         from adt_plugin.host.session import Session
 
-        config = options.from_namespace(args)
+        config = with_memory(args, options.from_namespace(args))
         session = Session(config, args, check_host_options(args, config))
         self.undos.callback(session.uninstall)
         session.install()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from adt_plugin.core.config import ADTConfig
@@ -46,7 +46,7 @@ class Progress:
     def begin(self, batch: Predicted, step: int) -> None:
         """Follow the first image of this batch, unless one is followed already, and show what the model makes of it now."""
         if self.followed is None and self.config.pictures_every:
-            self.followed = batch
+            self.followed = replace(batch, call=batch.call.detached())
             self.show(batch, step)
 
     def go_on(self, batch: Predicted, step: int) -> None:

@@ -127,12 +127,21 @@ class Run:
         scaler, share = self.accelerator.scaler, 1 / self.accelerator.gradient_accumulation_steps
         return share if scaler is None else scaler.scale(torch.full((), share, device=self.accelerator.device))
 
-    def make_turn(self, batch: Predicted, step: int, backward: Backward) -> None:
+    def make_turn(
+        self,
+        batch: Predicted,
+        step: int,
+        backward: Backward,
+        with_graph: Callable[[DenoiserCall], Denoiser],
+        loss: Tensor | None = None,
+    ) -> None:
         """Make a turn on a batch and show it.
 
         Args:
             step: the optimizer step that the batch belongs to, from 0.
             backward: the host's own.
+            with_graph: chooses how calls that will be pulled back are made.
+            loss: the host's, if it is to be pulled back together with the turn.
 
         Raises:
             BadTurnsError: too many turns in a row were not finite; what is finite of the run has been saved.
@@ -141,7 +150,7 @@ class Run:
         """
         host_seconds, interval = batch.host_seconds, Interval(self.accelerator.device)
         self.progress.begin(batch, step)
-        report = self._turn_in_memory(batch, step, backward)
+        report = self._turn_in_memory(batch, step, backward, with_graph, loss)
         if self.config.profile:
             report.seconds["host"] = host_seconds
         self.feedback.show(report, step)
@@ -149,18 +158,26 @@ class Run:
         self.say(self.story.tell(report, interval.seconds()))
         self._examine(report)
 
-    def _turn_in_memory(self, batch: Predicted, step: int, backward: Backward) -> TurnReport:
+    def _turn_in_memory(
+        self,
+        batch: Predicted,
+        step: int,
+        backward: Backward,
+        with_graph: Callable[[DenoiserCall], Denoiser],
+        loss: Tensor | None,
+    ) -> TurnReport:
         try:
             return self.headroom.make_turn(
                 step,
                 self._trained(),
-                self.guide(batch.call, lambda call: call),
+                self.guide(batch.call, with_graph),
                 batch.noised.latents,
                 backward=backward,
                 unroll_denoiser=without_gradient(self.guide, batch),
                 overflowed=self._overflowed if self.accelerator.scaler is not None else None,
                 mask=batch.mask,
                 weights=batch.weights,
+                loss=loss,
             )
         except TurnOutOfMemoryError as error:
             raise TurnOutOfMemoryError(

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.diffusion.gradient_path import Backward
 from adt_plugin.core.diffusion.samplers import Sampler
+from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.images.decoding import LatentDecoder
 from adt_plugin.core.run import state
 from adt_plugin.core.run.health import Health
@@ -34,10 +35,11 @@ from adt_plugin.host import forecast, resume, trained
 from adt_plugin.host.batch import Batch, Idle, Noised, Predicted
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.checks import check_processes, memory_levers, trained_range, weighs_images
-from adt_plugin.host.conventions import only_tensor
+from adt_plugin.host.conventions import only_tensor, same
 from adt_plugin.host.families import ACCELERATOR, MASKING, METADATA, METADATA_OBJECT, Family
 from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.guidance import Guidance
+from adt_plugin.host.order import HostFirst, Order, Together, order_for, without_reentrance
 from adt_plugin.host.progress import Progress
 from adt_plugin.host.rate import RestartedRate
 from adt_plugin.host.run import Decoder, Models, Run, build_turn, run_name, unguided, without_gradient
@@ -100,6 +102,7 @@ class Session:
         self.weighs, self.vae_seam = weighs_images(args), family.vae[0]
         self.found, self.undos = Findings(), contextlib.ExitStack()
         self.batch: Batch = Idle()
+        self.order: Order = HostFirst()
         self.whole_states: list[Path] = []
         self.optimizer_steps = self.host_steps = 0
         self.backward_seen = False
@@ -182,8 +185,11 @@ class Session:
         Raises:
             ConfigError: it spreads the run in a way that turns cannot follow.
         """
-        check_processes(self.config, accelerator)
+        check_processes(accelerator)
         self.found.bring("accelerator", accelerator)
+        self.order = order_for(self.config, accelerator)
+        if isinstance(self.order, Together):
+            self._remember(without_reentrance())
         self._remember(patch_attribute(accelerator, "prepare", self._around_prepare))
         self._remember(patch_attribute(accelerator, "backward", self._around_backward))
         self._remember(resume.on_load(accelerator, self.on_resume))
@@ -328,45 +334,49 @@ class Session:
         """Note the first call with gradient after the noising, which turns repeat; validation and sampling have none."""
         if isinstance(self.batch, Noised) and torch.is_grad_enabled():
             autocast = self.found["accelerator"].autocast
-            call = DenoiserCall.captured(module, args, kwargs, self.family.convention, autocast)
+            taken = same if self.config.train_text_encoder else Tensor.detach
+            call = DenoiserCall.captured(module, args, kwargs, self.family.convention, autocast, taken)
             weights = trained.weights_of(self.found["data"]) if self.weighs else None
             self.batch = replace(self.batch.predicted(call), weights=weights)
 
     def _after_denoiser(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Let the balance watch the gradient at the denoiser's output."""
+        """Let the balance learn of the gradient at the denoiser's output."""
         if not isinstance(self.batch, Predicted) or not torch.is_grad_enabled():
             return
         prediction = only_tensor(output)
         if prediction.requires_grad and "decoder" in self.found:
-            self.run.turn.watch(prediction, self.run.loss_scale)
+            self.batch = self.order.predicted(self.run, self.batch, prediction)
 
     def _around_backward(self, original: Function) -> Function:
         def backward(loss: Tensor, **kwargs: Any) -> None:
+            pull_back = partial(original, **kwargs)
             if not isinstance(self.batch, Predicted):
-                original(loss, **kwargs)
-                self.after_backward(original)
+                self.on_backward(loss, pull_back)
                 return
             with self.rate.during(self.optimizer_steps):
-                original(loss, **kwargs)
-                self.after_backward(original)
+                self.on_backward(loss, pull_back)
 
         return backward
 
-    def after_backward(self, backward: Backward) -> None:
-        """Add the turn's gradient to the host's own, which is there.
+    def on_backward(self, loss: Tensor, backward: Backward) -> None:
+        """Pull the host's loss back, and add the turn's gradient to its own.
 
         Raises:
             SeamError: at the first backward pass, a seam was never reached.
-            ConfigError: at the first backward pass, the run is too short for its warm-up.
+            ConfigError: at the first backward pass, the run is too short for its warm-up, or trains no text encoder though
+                turns were to train it.
         """
         batch, self.batch = self.batch, Idle()
         if not self.backward_seen:
             self._check_every_seam_was_hit(batch)
             self._check_schedule()
+            self._check_text_encoder(batch)
             self._begin()
             self.backward_seen = True
-        if isinstance(batch, Predicted) and self.run.turn.due(self.optimizer_steps):
-            self.run.make_turn(batch, self.optimizer_steps, backward)
+        if isinstance(batch, Predicted):
+            self.order.backward(self.run, batch, self.optimizer_steps, loss, backward)
+        else:
+            backward(loss)
         self.optimizer_steps += int(self.found["accelerator"].sync_gradients)
 
     def _check_every_seam_was_hit(self, batch: Batch) -> None:
@@ -381,6 +391,13 @@ class Session:
             raise SeamError(
                 f"these seams of sd-scripts were never reached before the first backward pass: {'; '.join(missed)}. "
                 "Training would go on without ADT, so it ends here; nothing has been saved."
+            )
+
+    def _check_text_encoder(self, batch: Batch) -> None:
+        if self.config.train_text_encoder and isinstance(batch, Predicted) and not batch.call.has_graph:
+            raise ConfigError(
+                "--adt_train_text_encoder needs a run that trains its text encoder, and this one does not: leave it out, or "
+                "let sd-scripts train the encoder, too."
             )
 
     def _check_schedule(self) -> None:

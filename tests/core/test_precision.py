@@ -57,6 +57,22 @@ class Loop:
         self.optimizer.zero_grad()
 
 
+class JoinedLoop(Loop):
+    """The same with one backward pass for both."""
+
+    def diffusion(self, factor: float = SMALL) -> None:
+        noise = toy_latents(seed=8)
+        prediction = self.net(toy_latents() + noise, torch.tensor([300, 300]))
+        self.diffusion_loss = factor * nn.functional.mse_loss(prediction.float(), noise)
+        self.turn.measure(self.diffusion_loss, prediction, self.scaler.get_scale())
+
+    def adversarial(self) -> TurnReport:
+        return self.turn(self.net, toy_latents(), backward=self.backward, overflowed=self.overflowed, loss=self.diffusion_loss)
+
+
+EITHER_WAY = pytest.mark.parametrize("kind", [Loop, JoinedLoop])
+
+
 def turn_alone(loop: Loop) -> tuple[Tensor, TurnReport]:
     """The turn's own gradient, unscaled as the host's step does it."""
     loop.diffusion()
@@ -87,11 +103,11 @@ def test_without_the_scaler_the_same_turn_is_lost_in_fp16() -> None:
     assert relative_error(found, expected) > 0.2
 
 
-def test_the_sum_is_unscaled_once() -> None:
+@EITHER_WAY
+def test_the_sum_is_unscaled_once(kind: type[Loop]) -> None:
     """Diffusion and turn are scaled alike, so that one unscaling gives the sum; the scaler refuses a second one."""
     sums = []
-    for dtype, scale in ((torch.float32, 1.0), (torch.float16, 2.0**18)):
-        loop = Loop(dtype, scale, balance="ratio", weight=1.0)
+    for loop in (Loop(torch.float32, balance="ratio", weight=1.0), kind(torch.float16, 2.0**18, balance="ratio", weight=1.0)):
         loop.diffusion()
         loop.adversarial()
         loop.scaler.unscale_(loop.optimizer)
@@ -108,9 +124,10 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_a_step_that_the_scaler_skips_is_skipped_by_the_heads_too() -> None:
+@EITHER_WAY
+def test_a_step_that_the_scaler_skips_is_skipped_by_the_heads_too(kind: type[Loop]) -> None:
     """The scale is too high at first: fp16 overflows in the backward. It falls, and both sides train."""
-    loop = Loop(torch.float16, 2.0**40)
+    loop = kind(torch.float16, 2.0**40)
     moved = []
     for _ in range(40):
         weights, before, scale = loop.net.first.weight.clone(), heads(loop.turn), loop.scaler.get_scale()

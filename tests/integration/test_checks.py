@@ -52,6 +52,19 @@ def test_a_host_option_that_cannot_be_combined(monkeypatch: pytest.MonkeyPatch, 
     assert refused(monkeypatch, ADTConfig(), **{name: True}).startswith(f"--{name} cannot be combined with --adt, because it ")
 
 
+@pytest.mark.parametrize("name", checks.ONE_PASS_ONLY)
+def test_what_allows_one_backward_pass_is_given_it_by_auto_and_asks_for_it_otherwise(name: str) -> None:
+    args = host_args(**{name: True})
+    for memory in ("auto", "joined"):
+        assert checks.with_memory(args, ADTConfig(memory=memory)) == ADTConfig(memory="joined")
+    for memory in ("low", "fast"):
+        with pytest.raises(ConfigError) as caught:
+            checks.with_memory(args, ADTConfig(memory=memory))
+        message = str(caught.value)
+        assert message.startswith(f"--{name} ") and message.endswith("add --adt_memory joined, or auto.")
+    assert checks.with_memory(host_args(), ADTConfig(memory="auto")) == ADTConfig(memory="auto")
+
+
 @pytest.mark.parametrize("name", checks.OTHER_TRAINERS)
 def test_a_trainer_that_is_not_served(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     message = refused(monkeypatch, ADTConfig(), name)

@@ -22,7 +22,8 @@ from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host import resume
 from adt_plugin.host.batch import Noised
 from adt_plugin.host.families import SD
-from adt_plugin.host.seams import ending_the_run, patch_attribute
+from adt_plugin.host.order import HostFirst, Together
+from adt_plugin.host.seams import ending_the_run, patch_attribute, rebind
 from adt_plugin.host.session import Findings, Session
 from adt_plugin.host.trained import PRESERVED
 
@@ -158,14 +159,17 @@ def test_a_denoiser_with_other_channels_ends_the_run(host: Host) -> None:
 
 
 @pytest.mark.parametrize("kind", ["MULTI_CPU", "MULTI_GPU"])
-def test_several_processes_are_served_and_kept_graphs_refused_there(
-    tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+@pytest.mark.parametrize(
+    ("memory", "order"), [("low", HostFirst), ("auto", HostFirst), ("fast", Together), ("joined", Together)]
+)
+def test_several_processes_keep_graphs_for_one_pass_alone(
+    tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch, kind: str, memory: str, order: type
 ) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType[kind])
-    Host(tmp_path, tiny_dino, memory="auto")
-    with pytest.raises(SystemExit, match="--adt_memory fast does not work with several processes"):
-        Host(tmp_path, tiny_dino, memory="fast")
+    host = Host(tmp_path, tiny_dino, memory=memory)
+    assert type(host.session.order) is order
+    host.session.uninstall()
 
 
 @pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "MULTI_XPU"])
@@ -191,9 +195,21 @@ def heads(host: Host) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in host.session.models.discriminator.score.heads.parameters()]
 
 
-def test_a_loss_scaler_changes_neither_the_balance_nor_the_sum(tmp_path: Path, tiny_dino: Path) -> None:
+EITHER_WAY = pytest.mark.parametrize("memory", ["low", "joined"])
+
+
+@pytest.fixture(autouse=True)
+def checkpointing_as_it_was() -> Iterator[None]:
+    original = torch.utils.checkpoint.checkpoint
+    yield
+    if torch.utils.checkpoint.checkpoint is not original:
+        rebind(torch.utils.checkpoint.checkpoint, original)
+
+
+@EITHER_WAY
+def test_a_loss_scaler_changes_neither_the_balance_nor_the_sum(tmp_path: Path, tiny_dino: Path, memory: str) -> None:
     """Accelerate has one for fp16 on a GPU; here a CPU's is put in its place."""
-    plain, scaled = (Host(tmp_path, tiny_dino, balance="ratio") for _ in range(2))
+    plain, scaled = Host(tmp_path, tiny_dino, balance="ratio"), Host(tmp_path, tiny_dino, balance="ratio", memory=memory)
     scaled.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     torch.testing.assert_close(one_batch(scaled), one_batch(plain))
     norms = [host.session.run.turn.balance.diffusion.value for host in (scaled, plain)]
@@ -214,12 +230,13 @@ def test_nothing_asks_the_scaler_for_its_number(tmp_path: Path, tiny_dino: Path,
     assert isinstance(host.session.run.loss_scale, Tensor) and host.session.run.loss_scale == 1024.0
 
 
+@EITHER_WAY
 def test_accumulation_divides_the_sum_and_changes_not_the_balance(
-    tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch, memory: str
 ) -> None:
     plain = Host(tmp_path, tiny_dino, balance="ratio")
     whole = one_batch(plain)
-    accumulating = Host(tmp_path, tiny_dino, balance="ratio")
+    accumulating = Host(tmp_path, tiny_dino, balance="ratio", memory=memory)
     monkeypatch.setattr(Accelerator, "gradient_accumulation_steps", property(lambda self: 4))
     torch.testing.assert_close(one_batch(accumulating), whole / 4)
     norms = [host.session.run.turn.balance.diffusion.value for host in (accumulating, plain)]
@@ -227,9 +244,12 @@ def test_accumulation_divides_the_sum_and_changes_not_the_balance(
     assert norms[0] > 0
 
 
+@EITHER_WAY
 @pytest.mark.parametrize(("factor", "moved"), [(1.0, True), (float("inf"), False)])
-def test_the_heads_step_when_the_scaler_lets_the_host_step(tmp_path: Path, tiny_dino: Path, factor: float, moved: bool) -> None:
-    host = Host(tmp_path, tiny_dino)
+def test_the_heads_step_when_the_scaler_lets_the_host_step(
+    tmp_path: Path, tiny_dino: Path, factor: float, moved: bool, memory: str
+) -> None:
+    host = Host(tmp_path, tiny_dino, memory=memory)
     host.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     before = heads(host)
     one_batch(host, factor)
@@ -239,6 +259,55 @@ def test_the_heads_step_when_the_scaler_lets_the_host_step(tmp_path: Path, tiny_
     host.optimizer.step()
     assert moved != torch.equal(weight, host.unet.layer.weight)
     assert host.accelerator.scaler.get_scale() == (4.0 if moved else 2.0)
+
+
+def test_a_joined_turn_is_one_pass_of_the_host(tmp_path: Path, tiny_dino: Path) -> None:
+    """Also in a batch without a turn, whose gradient the balance learns of all the same."""
+    host, passes = Host(tmp_path, tiny_dino, memory="joined", every=2), []
+    for stage in (host.load, host.prepare):
+        stage()
+    host.unet.layer.weight.register_post_accumulate_grad_hook(lambda weight: passes.append(1))
+    norms = []
+    for _ in range(4):
+        host.noise()
+        host.accelerator.backward(host.forward())
+        norms.append(host.session.run.turn.balance.diffusion.value.clone())
+    assert len(passes) == 4 and host.session.run.turn.turns == 2
+    assert len({float(norm) for norm in norms}) == 4
+
+
+def test_reentrant_checkpointing_is_made_non_reentrant_for_one_pass_and_given_back(tmp_path: Path, tiny_dino: Path) -> None:
+    original = torch.utils.checkpoint.checkpoint
+    host, fired = Host(tmp_path, tiny_dino, memory="joined"), []
+    weight = torch.ones(3, requires_grad=True)
+    weight.register_post_accumulate_grad_hook(lambda weight: fired.append(weight.grad.clone()))
+    x = torch.ones(3, requires_grad=True)
+    calls = [torch.utils.checkpoint.checkpoint(lambda x: x * weight, x, use_reentrant=True) for _ in range(3)]
+    sum(calls).sum().backward()
+    assert len(fired) == 1 and torch.equal(fired[0], 3 * torch.ones(3))
+    host.session.uninstall()
+    assert torch.utils.checkpoint.checkpoint is original
+
+
+def test_turns_cannot_train_a_text_encoder_that_the_run_does_not_train(tmp_path: Path, tiny_dino: Path) -> None:
+    host = Host(tmp_path, tiny_dino, memory="joined", train_text_encoder=True)
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    with pytest.raises(SystemExit, match="--adt_train_text_encoder needs a run that trains its text encoder"):
+        host.accelerator.backward(host.forward())
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_text_encoder_learns_from_turns_only_if_that_is_asked_for(tmp_path: Path, tiny_dino: Path, trained: bool) -> None:
+    host = Host(tmp_path, tiny_dino, memory="joined", train_text_encoder=trained)
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    encoder = torch.zeros((), requires_grad=True)
+    output = host.unet(torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.tanh(encoder)).sample
+    loss = output.square().mean()
+    (alone,) = torch.autograd.grad(loss, [encoder], retain_graph=True)
+    host.accelerator.backward(loss)
+    assert torch.equal(encoder.grad, alone) is not trained
 
 
 def test_models_without_an_accelerator_end_the_run(host: Host) -> None:

@@ -112,7 +112,8 @@ class Headroom:
         Raises:
             TurnOutOfMemoryError: it does not fit, and no lever is left or may be pulled; the message names those that are.
         """
-        if self._is_larger(step, latents):
+        joined = keywords.get("loss") is not None  # its one pass is the loop's own, which cannot be tried
+        if not joined and self._is_larger(step, latents):
             self._fitting(lambda: rehearse(self.turn, parameters, denoiser, latents, **keywords), latents)
             self.rehearsed[self._kind(step, latents)] = latents.numel()
             logger.info("a rehearsed turn on latents %s fits into memory.", tuple(latents.shape))
