@@ -14,6 +14,7 @@ from typing import Any
 
 import toml
 from accelerate import DistributedType
+from accelerate.utils import DynamoBackend
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
@@ -28,7 +29,6 @@ REFUSED = {
     "network_train_text_encoder_only": "leaves no denoiser parameter to train: train the U-Net as well",
     "train_inpainting": "gives the U-Net channels that the unroll does not have: train without it",
     "torch_compile": "has not been tested with the unroll yet: train without it",
-    "blocks_to_swap": "moves blocks between devices in an order that the unroll would break: train without it",
 }
 """Host options that are refused, and why."""
 
@@ -42,6 +42,9 @@ ONE_PASS_ONLY = {
     "adt_train_text_encoder": "shares the text encoder's own graph with the diffusion loss",
 }
 """Options that leave one backward pass for the diffusion loss and the turn, and why."""
+
+SWAPS_BLOCKS = ("blocks_to_swap", "double_blocks_to_swap", "single_blocks_to_swap", "split_mode")
+"""Options that swap blocks between devices: one graph at a time, each pulled back before the next call."""
 
 OTHER_TRAINERS = (
     "train_textual_inversion.py",
@@ -90,15 +93,27 @@ def with_memory(args: argparse.Namespace, config: ADTConfig) -> ADTConfig:
     """Return the options with `--adt_memory auto` settled where the run leaves it no choice.
 
     Raises:
-        ConfigError: the run needs one backward pass for both, and another way was asked for.
+        ConfigError: the run needs one backward pass for both, or one for every step, and another way was asked for.
     """
-    for name, reason in ONE_PASS_ONLY.items():
-        if not getattr(args, name, False) or config.memory == "joined":
-            continue
-        if config.memory != "auto":
-            raise ConfigError(f"--{name} {reason}, so that the turn must share it: add --adt_memory joined, or auto.")
-        config = replace(config, memory="joined")
+    swap = next((name for name in SWAPS_BLOCKS if getattr(args, name, None)), None)
+    one_pass = next((name for name in ONE_PASS_ONLY if getattr(args, name, None)), None)
+    if swap and one_pass:
+        raise ConfigError(
+            f"--{swap} needs a backward pass for every trained step, and --{one_pass} {ONE_PASS_ONLY[one_pass]}: with --adt "
+            "leave one of them out."
+        )
+    if one_pass:
+        _check_memory(config, "joined", f"--{one_pass} {ONE_PASS_ONLY[one_pass]}, so that the turn must share it")
+        return replace(config, memory="joined")
+    if swap:  # auto stays: the run keeps no graphs, and may still step down
+        _check_memory(config, "low", f"--{swap} needs a backward pass for every trained step, right after its call")
     return config
+
+
+def _check_memory(config: ADTConfig, memory: str, reason: str) -> None:
+    """Refuse an `--adt_memory` that is neither this one nor auto."""
+    if config.memory not in (memory, "auto"):
+        raise ConfigError(f"{reason}: add --adt_memory {memory}, or auto.")
 
 
 def find_family(script: str) -> Family:
@@ -225,3 +240,8 @@ def check_processes(accelerator: Any) -> None:
     if accelerator.distributed_type not in SERVED_PROCESSES:
         kind = accelerator.distributed_type.value
         raise ConfigError(f"--adt does not work under {kind}: turn it off in accelerate's configuration, or remove --adt.")
+    if accelerator.num_processes > 1 and accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise ConfigError(
+            "--torch_compile hides the wrapper that averages gradients over processes: with --adt and several processes train "
+            "without it."
+        )

@@ -16,6 +16,7 @@ from adt_plugin.core.config import NO_WEIGHTS, OWN_DECODER, ADTConfig
 from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.core.diffusion.gradient_path import Backward
 from adt_plugin.core.diffusion.samplers import Sampler
+from adt_plugin.core.diffusion.unroll import unroll
 from adt_plugin.core.discriminator import Discriminator, load_backbone
 from adt_plugin.core.distributed import all_processes_agree, world_size
 from adt_plugin.core.images.decoding import LatentDecoder, TinyDecoder, load_tiny_decoder, resolve_dtype
@@ -35,6 +36,7 @@ from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.progress import Progress
 from adt_plugin.host.resume import load_heads
 from adt_plugin.host.salvage import STOPPED, advice, carried_on, count_unsound
+from adt_plugin.host.swap import offloaders_of, walking_forward_only
 
 logger = logging.getLogger(__name__)
 
@@ -273,13 +275,18 @@ def build_turn(
     device: torch.device,
     timestep_range: tuple[float, float] | None,
     schedule: TurnSchedule,
+    network: nn.Module,
 ) -> AdversarialTurn:
-    """Place decoder and discriminator and build the run's turn; the host's random state is left alone."""
+    """Place decoder and discriminator and build the run's turn; the host's random state is left alone.
+
+    Args:
+        network: the denoiser itself, whose blocks may be swapped.
+    """
     dtype = resolve_dtype(config.decode_dtype, device)
     between_turns = torch.device("cpu") if config.offload else device
     with preserved_rng():
         discriminator.to(device).backbone.to(between_turns, dtype)
-        return AdversarialTurn(
+        turn = AdversarialTurn(
             config,
             sampler=sampler,
             decode=decoder.to(between_turns, dtype),
@@ -288,4 +295,8 @@ def build_turn(
             latent_pixels=decoder.latent_format.pixels,
             decoder=decoder,
             schedule=schedule,
+            unroll=walking_forward_only(unroll, network),
         )
+    if offloaders_of(network):
+        turn.memory.keep_none()  # the next call moves blocks that a kept graph would need
+    return turn

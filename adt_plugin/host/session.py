@@ -274,7 +274,11 @@ class Session:
         accelerator, discriminator = self.found["accelerator"], self.models.discriminator
         decoder, sampler = cast(Decoder, self.found["decoder"]), cast(Sampler, self.found["sampler"])
         schedule = TurnSchedule.from_config(self.config, self.last_step, self.args.gradient_accumulation_steps)
-        turn = build_turn(self.config, sampler, decoder, discriminator, accelerator.device, self.trained_range, schedule)
+        unwrapped = accelerator.unwrap_model(self.found["denoiser"])
+        network = getattr(unwrapped, "_orig_mod", unwrapped)  # newer accelerates leave torch.compile's wrapper on
+        turn = build_turn(
+            self.config, sampler, decoder, discriminator, accelerator.device, self.trained_range, schedule, network
+        )
         if "state" in self.found and self.found["state"] is not None:
             state.restore(turn, self.found["state"])
         capture = lambda: state.capture(turn, self.config, self.optimizer_steps)  # noqa: E731

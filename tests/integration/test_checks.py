@@ -65,6 +65,18 @@ def test_what_allows_one_backward_pass_is_given_it_by_auto_and_asks_for_it_other
     assert checks.with_memory(host_args(), ADTConfig(memory="auto")) == ADTConfig(memory="auto")
 
 
+@pytest.mark.parametrize("name", checks.SWAPS_BLOCKS)
+def test_swapped_blocks_are_given_a_pass_for_every_step(name: str) -> None:
+    args = host_args(**{name: 2})
+    for memory in ("low", "auto"):
+        assert checks.with_memory(args, ADTConfig(memory=memory)) == ADTConfig(memory=memory)
+    for memory in ("fast", "joined"):
+        with pytest.raises(ConfigError, match=f"^--{name} needs a backward pass .* add --adt_memory low, or auto.$"):
+            checks.with_memory(args, ADTConfig(memory=memory))
+    with pytest.raises(ConfigError, match=f"^--{name} needs .* and --fused_backward_pass steps .* leave one of them out.$"):
+        checks.with_memory(host_args(**{name: 2, "fused_backward_pass": True}), ADTConfig(memory="auto"))
+
+
 @pytest.mark.parametrize("name", checks.OTHER_TRAINERS)
 def test_a_trainer_that_is_not_served(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     message = refused(monkeypatch, ADTConfig(), name)

@@ -1,4 +1,4 @@
-"""What allows one backward pass only, in real runs: the weights are those of the same optimizer with passes of the turn's own."""
+"""What allows one backward pass only, in real runs: the weights are those of the same optimizer with the turn's own passes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Cell = Callable[..., None]
 Options = tuple[str | Path, ...]
 
 ADAFACTOR = ("--optimizer_type", "adafactor", "--optimizer_args", "relative_step=False", "scale_parameter=False")
-ADAFACTOR += ("warmup_init=False",)
+ADAFACTOR += ("warmup_init=False", "eps=(0.01,0.001)", "--learning_rate", "0.1")  # else rounding takes a zero gradient's sign
 SGD = ("--optimizer_type", "SGD", "--learning_rate", "0.01")
 UNCLIPPED = ("--max_train_steps", "3", "--max_grad_norm", "0")  # the fused optimizers clip each parameter by itself
 

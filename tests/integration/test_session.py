@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from diffusers import DDPMScheduler
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -178,6 +179,16 @@ def test_what_accelerates_own_configuration_chooses_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType[kind])
     with pytest.raises(SystemExit, match=f"--adt does not work under {kind}: turn it off in accelerate's configuration"):
+        Host(tmp_path, tiny_dino)
+
+
+def test_a_compiled_denoiser_in_several_processes_is_refused(
+    tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
+    plugin = TorchDynamoPlugin(backend=DynamoBackend.EAGER)
+    monkeypatch.setitem(Accelerator(cpu=True).state._shared_state, "dynamo_plugin", plugin)
+    with pytest.raises(SystemExit, match="--torch_compile hides the wrapper"):
         Host(tmp_path, tiny_dino)
 
 

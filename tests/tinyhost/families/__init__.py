@@ -19,6 +19,7 @@ The module is loaded in the host's process, too: at its top it imports the stand
 
 from __future__ import annotations
 
+import os
 import pkgutil
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +34,11 @@ def names() -> list[str]:
 def load(name: str) -> ModuleType:
     """The module of one family."""
     return import_module(f"{__name__}.{name}")
+
+
+def depth() -> int:
+    """Blocks of a kind in the tiny denoisers, read when a family is loaded: two, unless a test needs more."""
+    return int(os.environ.get("TINYHOST_DEPTH", "2"))
 
 
 def file_arguments(folder: Path, *names: str) -> tuple[str | Path, ...]:

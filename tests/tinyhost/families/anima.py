@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from tinyhost.autoencoders import autoencoder_weights
-from tinyhost.families import file_arguments
+from tinyhost.families import depth, file_arguments
 from tinyhost.text_encoders import with_sizes
 from tinyhost.tokenizers import UNIGRAM_VOCAB_SIZE
 from tinyhost.weights import Tree, conv, linear, rms_norm
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SCRIPTS = ("anima_train_network.py", "anima_train.py")
 NETWORK_MODULE = "networks.lora_anima"
 
-DEPTH = 2
+DEPTH = depth()
 HIDDEN_SIZE, HEADS, MODULATION_SIZE = 64, 2, 16
 TEXT_SIZE = 32
 ADAPTER_HEADS = 2

@@ -11,14 +11,14 @@ from pathlib import Path
 from types import ModuleType
 
 from tinyhost.autoencoders import autoencoder_weights, ldm_autoencoder
-from tinyhost.families import file_arguments
+from tinyhost.families import depth, file_arguments
 from tinyhost.text_encoders import clip_sizes, t5_sizes, with_sizes
 from tinyhost.weights import Tree, linear, rms_norm
 
 SCRIPTS = ("flux_train_network.py", "flux_train.py")
 NETWORK_MODULE = "networks.lora_flux"
 
-DEPTH = 2
+DEPTH = depth()
 HIDDEN_SIZE, HEADS = 64, 2
 HEAD_SIZE = HIDDEN_SIZE // HEADS
 TOKEN_SIZE = 64  # 16 latent channels in patches of 2x2

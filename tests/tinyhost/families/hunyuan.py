@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tinyhost.autoencoders import autoencoder_weights, middle, residual_block
-from tinyhost.families import file_arguments
+from tinyhost.families import depth, file_arguments
 from tinyhost.text_encoders import own_tensors, with_sizes
 from tinyhost.tokenizers import QWEN2_BYTE_VOCAB_SIZE
 from tinyhost.weights import Tree, conv, linear, norm, rms_norm
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SCRIPTS = ("hunyuan_image_train_network.py",)
 NETWORK_MODULE = "networks.lora_hunyuan_image"
 
-DEPTH = 2
+DEPTH = depth()
 HIDDEN_SIZE, HEADS = 64, 2
 HEAD_SIZE = HIDDEN_SIZE // HEADS
 LATENT_CHANNELS = 64

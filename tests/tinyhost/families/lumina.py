@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from tinyhost.families import file_arguments, flux
+from tinyhost.families import depth, file_arguments, flux
 from tinyhost.text_encoders import with_sizes
 from tinyhost.tokenizers import UNIGRAM_VOCAB_SIZE
 from tinyhost.weights import Tree, linear, rms_norm
@@ -27,7 +27,7 @@ GEMMA2 = {
     "num_key_value_heads": 1,
     "head_dim": 16,
 }
-DEPTH = 2
+DEPTH = depth()
 REFINER_DEPTH = 2  # a default that the host never changes
 HEADS, KEY_VALUE_HEADS = 2, 1
 ROTARY_SIZES = [16, 16, 16]

@@ -9,14 +9,14 @@ from pathlib import Path
 from types import ModuleType
 
 from tinyhost.autoencoders import autoencoder_weights, ldm_autoencoder
-from tinyhost.families import file_arguments
+from tinyhost.families import depth, file_arguments
 from tinyhost.text_encoders import clip_sizes, t5_sizes, with_sizes
 from tinyhost.weights import Tree, conv, linear
 
 SCRIPTS = ("sd3_train_network.py", "sd3_train.py")
 NETWORK_MODULE = "networks.lora_sd3"
 
-DEPTH = 2
+DEPTH = depth()
 HIDDEN_SIZE = 64 * DEPTH  # the host derives the depth from this width
 POSITIONS = 16
 CONTEXT_SIZE = 4096  # a literal in the host's text encoding
