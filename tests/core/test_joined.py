@@ -17,6 +17,7 @@ from adt_plugin.core.diffusion.passes import JoinedPass, OwnPasses, Passes
 from adt_plugin.core.diffusion.unroll import noised_start, unroll
 from adt_plugin.core.report import TurnReport
 from adt_plugin.core.rng import preserved_rng
+from adt_plugin.core.run.rehearsal import Headroom
 from adt_plugin.core.turn import AdversarialTurn
 from toys import ToyDenoiser, toy_decode, toy_latents, toy_turn
 
@@ -309,3 +310,14 @@ def test_the_backward_of_a_joined_turn_is_called_once() -> None:
     turn.measure(loss, prediction)
     turn(net, toy_latents(dtype=torch.float64), backward=lambda total: calls.append(total.backward()), loss=loss)
     assert len(calls) == 1
+
+
+def test_a_joined_turn_is_not_rehearsed() -> None:
+    """Its pass is the loop's own: a trial would free the loop's graph, and step whatever steps inside it."""
+    loop = Loop("joined")
+    prediction, loss = diffusion_loss(loop.net, toy_latents(dtype=torch.float64))
+    loop.turn.measure(loss, prediction)
+    headroom = Headroom(loop.turn, limited=lambda device: True)
+    parameters = list(loop.net.parameters())
+    headroom.make_turn(0, parameters, loop.net, toy_latents(dtype=torch.float64), backward=loop.backward, loss=loss)
+    assert (loop.turn.turns, len(loop.passes), headroom.rehearsed) == (1, 1, {})

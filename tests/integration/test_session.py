@@ -520,3 +520,13 @@ def test_without_weights_the_data_are_left_alone(host: Host, given: list[dict[st
         host.noise()
         host.accelerator.backward(host.forward())
     assert [named["weights"] for named in given] == [None] * 3 and "data" not in host.session.found
+
+
+def test_the_followed_image_holds_no_graph_of_its_batch(tmp_path: Path, tiny_dino: Path) -> None:
+    host = Host(tmp_path, tiny_dino, memory="joined", train_text_encoder=True)
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    encoder = torch.zeros((), requires_grad=True)
+    host.accelerator.backward(host.unet(torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.tanh(encoder)).sample.square().mean())
+    followed = host.session.run.progress.followed
+    assert followed.prediction is None and not followed.call.has_graph
