@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": ("adt_plugin.demo.cli:demo_main", "train the built-in miniature: no host, no weights, no network"),
     "cost": ("adt_plugin.cost.cli:cost_main", "tell what a run costs in time and memory, counted or measured"),
     "compare": ("adt_plugin.compare.cli:compare_main", "tell whether it helped: images and figures of a base and fine-tunes"),
+    "gpu-check": ("adt_plugin.cost.check_cli:check_main", "tell whether this card is ready, and what a run takes on it"),
     "doctor": ("adt_plugin.host.checkup:main", "tell whether this computer is ready to train with --adt"),
 }
 """Name of a command -> `module:function`, and its line in the help.
@@ -71,7 +72,7 @@ def command_parser(prog: str) -> argparse.ArgumentParser:
         epilog=SCRIPTS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"adt_plugin {__version__}")
+    parser.add_argument("--version", "-V", action="version", version=f"adt_plugin {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, (_, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)

@@ -139,6 +139,16 @@ def cost_parser(prog: str = "adt cost") -> argparse.ArgumentParser:
         prog,
         description="What a training run costs with --adt: counted on models of true size, and measured with --measure.",
     )
+    add_run_arguments(parser)
+    measuring = parser.add_argument_group("measuring")
+    measuring.add_argument("--measure", action="store_true", help="do the steps with random weights of true size, too")
+    add_measuring_arguments(measuring)
+    add_adt_arguments(parser)
+    return parser
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model, and the host's options that say what a run is, to a parser."""
     run = parser.add_argument_group("the run, in sd-scripts' own options")
     run.add_argument("--model", choices=MODELS, default="sd15", help="default: sd15")
     run.add_argument("--config_file", type=Path, help="TOML of a run; options beside it win")
@@ -152,11 +162,6 @@ def cost_parser(prog: str = "adt cost") -> argparse.ArgumentParser:
     for name in ("full_bf16", "full_fp16"):
         run.add_argument(f"--{name}", action="store_true", help="full fine-tuning in two bytes, which is what is counted")
     run.add_argument("--dataset_config", help="not read: give --resolution and --train_batch_size")
-    measuring = parser.add_argument_group("measuring")
-    measuring.add_argument("--measure", action="store_true", help="do the steps with random weights of true size, too")
-    add_measuring_arguments(measuring)
-    add_adt_arguments(parser)
-    return parser
 
 
 def add_measuring_arguments(parser: Any) -> None:

@@ -14,8 +14,8 @@ from adt_plugin.core.diffusion.samplers import Sampler, build_flow_sampler, buil
 from adt_plugin.core.discriminator.backbone import FrozenBackbone, TokenGrids, four_blocks
 from adt_plugin.cost.stacks import Stack, StackSize
 
-BACKBONES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
-"""DINOv2 by its name's last part: width, depth, heads."""
+BACKBONES = {"tiny": (32, 4, 2), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+"""DINOv2 by its name's last part: width, depth, heads. There is no tiny one; it is for tests."""
 BACKBONE_PIXELS = 224
 
 

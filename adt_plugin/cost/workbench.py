@@ -19,9 +19,10 @@ from adt_plugin.core.images.crop import Crop
 from adt_plugin.core.images.decoding import LatentDecoder, LatentFormat, TinyDecoder
 from adt_plugin.core.stages import decode_generated, decode_real, discriminator_gradients, score_generated
 from adt_plugin.core.turn import AdversarialTurn
+from adt_plugin.cost import tiny
 from adt_plugin.cost.models import BACKBONES, MODELS, LowRank, TrueSize, dinov2
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Workload:
     """A run without `--adt`.
 
     Attributes:
-        model: of `MODELS`.
+        model: of `MODELS`, or `tiny`.
         resolution: side of the square images in pixels, a multiple of 64; 0 is the model's own.
         batch: images per step.
         rank: of the LoRA; 0 trains all weights.
@@ -51,7 +52,7 @@ class Workload:
     @property
     def size(self) -> TrueSize:
         """The model."""
-        return MODELS[self.model]
+        return ({tiny.NAME: tiny.TINY} | MODELS)[self.model]
 
     @property
     def side(self) -> int:
