@@ -357,7 +357,7 @@ class RunConfig(_Options):
         high=1_000_000,
     )
     pictures_every: int = option(
-        100,
+        20,
         "a picture of generated beside real images every N turns; 0 turns it off",
         "Nターンごとに画像を保存（0で無効）",
         low=0,

@@ -40,7 +40,7 @@ FIGURES = ("fd", "kid", "pixel_fd", "precision", "recall", "well_formed", "novel
 PLAIN, FROZEN = "plain", "frozen heads"
 UNREAD = (
     *("begin", "memory", "offload", "profile", "backbone", "blocks", "disc_weights", "decoder", "decode_dtype"),
-    *("flow_shift", "max_bad_turns", "pictures_every"),
+    *("flow_shift", "max_bad_turns", "pictures_every", "train_text_encoder"),
 )
 """Options that the miniature has no use for: its whole fine-tune is the adversarial part, and its networks are its own."""
 
