@@ -38,6 +38,13 @@ JUDGED = (5, 10, 20)
 NOISES = (11, 12, 13)
 FIGURES = ("fd", "kid", "pixel_fd", "precision", "recall", "well_formed", "novelty", "detectability")
 PLAIN, FROZEN = "plain", "frozen heads"
+NAMES = {
+    "base": "the base",
+    PLAIN: "plain training, best of 6",
+    FROZEN: "frozen heads, best of 6",
+    "ADT": "**ADT as it ships**",
+}
+"""As the summary calls the runs."""
 UNREAD = (
     *("begin", "memory", "offload", "profile", "backbone", "blocks", "disc_weights", "decoder", "decode_dtype"),
     *("flow_shift", "max_bad_turns", "pictures_every", "train_text_encoder"),
@@ -194,6 +201,20 @@ def paragraphs(results: dict[str, Any]) -> Iterator[str]:
         found = [Cell.from_values(cell) for cell in cells]
         head = [name, *(f"FD@{n}" for n in STEPS), *(f"well-formed@{n}" for n in JUDGED), "recall@10", "pixel FD@10", "steps"]
         yield report.table(head, [trial_row(cell) for cell in found])
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Return the table that README.md and docs/benchmarks.md show: means over the seeds, on the held-out split."""
+    head = ["from the plateau, for the same cost", *(f"FD@{n}" for n in JUDGED), *(f"well-formed@{n}" for n in JUDGED)]
+    head += ["recall@10", "told from real@10"]
+    columns = [*(("fd", n, ".2f") for n in JUDGED), *(("well_formed", n, ".3f") for n in JUDGED)]
+    columns += [("recall", 10, ".3f"), ("detectability", 10, ".1%")]
+    rows = [
+        [NAMES[run], *(format(statistics.fmean(values(results, run, name, n)), form) for name, n, form in columns)]
+        for run in results["heldout"]
+    ]
+    real = [format(results["training images"][name], form) for name, _, form in columns]
+    return report.table(head, [*rows, ["training images, for comparison", *real]])
 
 
 def trial_row(cell: Cell) -> list[str]:

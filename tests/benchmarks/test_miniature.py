@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from adt_plugin.core.config import ADTConfig
 from adt_plugin.demo.study import Setting, Study
 from adt_plugin.demo.variants import ADT, SHIPPED
 from benchmarks import miniature
 from benchmarks.ablations import FROZEN_TRIALS, PLAIN_TRIALS, without_average
 from benchmarks.counting import mean_turns, plain_step, steps_for
-from benchmarks.miniature import UNREAD, Bench, Plan, merit, options_read, paragraphs, what_is_read, write
+from benchmarks.miniature import Bench, Plan, merit, options_read, paragraphs, what_is_read, write
 from tiny_demo import stop_after
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
@@ -116,3 +115,9 @@ def test_the_finalists_had_the_best_figures_on_validation(published: dict):
     for name in ("plain", "frozen heads"):
         cells = [miniature.Cell.from_json(json.dumps(cell)) for cell in published["trials"][name]]
         assert min(cells, key=merit).run == published["finalists"][name]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+def test_the_summary_on_a_page_is_what_the_json_says(published: dict, page: str):
+    text = (PUBLISHED.parents[1] / page).read_text(encoding="utf-8")
+    assert miniature.summary(published) in text
