@@ -352,7 +352,9 @@ def write(name: str, network: Any) -> None:
     if name == "vae":
         network.half().save_pretrained(model / "vae")
     elif name == "base":
-        parts = (load_vae().half(), network.text.half(), tokenizer(), network.unet.half(), models.scheduler())
+        vae = load_vae().half()
+        vae.register_to_config(_name_or_path="")  # a folder of whoever trained it
+        parts = (vae, network.text.half(), tokenizer(), network.unet.half(), models.scheduler())
         StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False).save_pretrained(model)
         tokenizers.save_for_host(tokenizer(), ASSETS / "tokenizers", tokenizers.CLIP_L)
     elif name == "backbone":
