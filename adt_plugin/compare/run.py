@@ -33,6 +33,7 @@ def compare(settings: Settings) -> Scores:
     references = read_references(settings.reference)
     model = check_candidates(settings.candidates)
     embedder = Embedder(settings.backbone, settings.device)
+    print("Reading the files ...", flush=True)  # gigabytes, once, to know their content
     store = Store(settings, digests_of(settings))
     missing = sum(len(store.missing(candidate)) for candidate in settings.candidates)
     total = len(settings.candidates) * len(settings.shots())
@@ -100,11 +101,30 @@ def facts_of(settings: Settings, model: Model, scores: Scores) -> dict[str, str]
         "precision": f"{settings.dtype} on {settings.device}",
         "written by": f"adt_plugin {__version__}",
     }
+    rows |= {
+        f"training of {candidate.name}": trained_with(candidate.path)
+        for candidate in settings.candidates
+        if candidate.kind == "lora"
+    }
     if settings.network_mul != 1:
         rows["network_mul"] = f"{settings.network_mul:g}"
     if settings.clip_skip != 1:
         rows["clip_skip"] = str(settings.clip_skip)
     return rows
+
+
+TOLD = ("network_module", "network_dim", "network_alpha", "learning_rate", "optimizer", "steps", "epoch", "adt_weight")
+"""What sd-scripts and the plugin leave in a network's metadata, each after `ss_`, that is worth reading beside its images."""
+
+
+def trained_with(path: Path) -> str:
+    """Return how a network was trained, as its metadata says."""
+    from safetensors import safe_open  # type: ignore[attr-defined]
+
+    with safe_open(path, framework="pt") as file:  # type: ignore[attr-defined]
+        metadata = file.metadata() or {}
+    found = [f"{name} {metadata[f'ss_{name}']}" for name in TOLD if metadata.get(f"ss_{name}", "None") != "None"]
+    return ", ".join(found) or "the file does not say"
 
 
 def as_json(settings: Settings, digests: dict[Path, str], scores: Scores) -> dict[str, Any]:

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from adt_plugin.compare import cli, rendering
 from adt_plugin.compare.cli import compare_main
+from adt_plugin.compare.run import trained_with
 from adt_plugin.compare.scores import METRICS
 from adt_plugin.compare.settings import Sampling
 from benchmarks.beds.pictures import CAPTIONS
@@ -47,7 +50,7 @@ def test_a_command_leaves_a_page_a_picture_and_figures(
     assert figures["kid"]["low"] <= figures["kid"]["value"] <= figures["kid"]["high"]
     assert scores["settings"]["seeds"] == [1] and scores["settings"]["size"] == [64, 64]
     assert len(scores["candidates"][1]["sha256"]) == 64
-    assert shown.out.splitlines()[1] == scores["verdict"]
+    assert shown.out.splitlines()[2] == scores["verdict"]
     with Image.open(out / "grid.png") as picture:
         assert picture.width > 2 * 256
     assert (out / "comparison.html").read_text(encoding="utf-8").count("data:image/png;base64,") >= 16 + 8
@@ -177,3 +180,12 @@ def own_samples(folder: Path, arguments: list[str]) -> Path:
     for number, shot in enumerate(settings.shots()):
         store.path(settings.candidates[0], shot).rename(reference / f"{number}.png")
     return reference
+
+
+def test_the_page_says_how_a_network_was_trained(tmp_path: Path) -> None:
+    save_file(
+        {"lora_unet_x.alpha": torch.ones(1)}, tmp_path / "a.safetensors", {"ss_network_dim": "16", "ss_adt_weight": "5.0"}
+    )
+    save_file({"lora_unet_x.alpha": torch.ones(1)}, tmp_path / "b.safetensors", {"ss_network_dim": "None"})
+    assert trained_with(tmp_path / "a.safetensors") == "network_dim 16, adt_weight 5.0"
+    assert trained_with(tmp_path / "b.safetensors") == "the file does not say"
