@@ -119,7 +119,7 @@ TOLD = ("network_module", "network_dim", "network_alpha", "learning_rate", "opti
 
 def trained_with(path: Path) -> str:
     """Return how a network was trained, as its metadata says."""
-    from safetensors import safe_open  # type: ignore[attr-defined]
+    from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:  # type: ignore[attr-defined]
         metadata = file.metadata() or {}
