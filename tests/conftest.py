@@ -17,18 +17,28 @@ import pytest
 from tinyhost.families import family_of
 from tinyhost.models import HostModel, TinyModel, write_dinov2, write_images, write_tiny_model
 from tinyhost.report import host_summary, write_cells
-from tinyhost.run import NO_HOST, SCRIPT, CompletedRun, TinyRun, find_hosts, run_host
+from tinyhost.run import NO_HOST, SCRIPT, CompletedRun, TinyRun, find_every_host, find_hosts, run_host
 from tinyhost.site.sitecustomize import install as patch_imports
 
 # transformers and diffusers import torchvision here as well.
 patch_imports()
 
-HOSTS = find_hosts()
+HOSTS, EVERY_HOST = find_hosts(), find_every_host()
 HOST_REQUIREMENTS = ("cv2", "einops", "imagesize", "rich", "toml", "torchvision", "voluptuous")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite runs on all cores, if pytest-xdist is there and nobody has chosen otherwise; a part in one process."""
+    if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
+        return  # a worker would start workers of its own
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not config.getoption("collectonly")
+    if whole and config.option.numprocesses is None:
+        config.option.numprocesses, config.option.dist = "auto", "worksteal"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses the host is a host test."""
+    """Whatever uses the host is a host test; those of every host run on one of each line of development."""
     for item in items:
         if "host_dir" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.host)
@@ -48,7 +58,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(line)
 
 
-@pytest.fixture(scope="session", params=HOSTS or [None], ids=[host.name for host in HOSTS] or ["no-host"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give host tests their work trees: the default one, or, with the marker `every_host`, all that are found."""
+    if "host_dir" in metafunc.fixturenames:
+        hosts = EVERY_HOST if metafunc.definition.get_closest_marker("every_host") else HOSTS
+        metafunc.parametrize(
+            "host_dir", hosts or [None], ids=[host.name for host in hosts] or ["no-host"], indirect=True, scope="session"
+        )
+
+
+@pytest.fixture(scope="session")
 def host_dir(request: pytest.FixtureRequest) -> Path:
     """A work tree of sd-scripts; with several in SD_SCRIPTS_DIR every host test runs on each."""
     if request.param is None:

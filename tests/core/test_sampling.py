@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 from adt_plugin.core.diffusion.denoiser import Guided
@@ -46,6 +46,23 @@ def test_an_oracle_denoiser_brings_every_start_back_to_the_image(
     path = unroll(oracle(SD_ALPHAS_CUMPROD, clean, noise, prediction_type), sampler, noised, [0] * start, [], record=False)
     assert len(path.steps) == start
     torch.testing.assert_close(path.latents, clean, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("start", [1, 5, 20])
+def test_no_noise_is_left_where_the_schedulers_own_grid_ends_with_some(monkeypatch: pytest.MonkeyPatch, start: int) -> None:
+    """As diffusers 0.25 lays it, which left .084 in x_0; also where its last step would be of the second order."""
+    laid = DPMSolverMultistepScheduler.set_timesteps
+
+    def with_noise_at_its_end(scheduler: DPMSolverMultistepScheduler, *args: object, **kwargs: object) -> None:
+        laid(scheduler, *args, **kwargs)
+        scheduler.sigmas[-1] = float(((1 - SD_ALPHAS_CUMPROD[0]) / SD_ALPHAS_CUMPROD[0]) ** 0.5)
+
+    monkeypatch.setattr(DPMSolverMultistepScheduler, "set_timesteps", with_noise_at_its_end)
+    sampler = build_sampler("dpm++", SD_ALPHAS_CUMPROD, "epsilon")
+    clean, noise = toy_latents(seed=1), toy_latents(seed=2)
+    noised = noised_start(sampler, clean, noise, 20, start)
+    path = unroll(oracle(SD_ALPHAS_CUMPROD, clean, noise, "epsilon"), sampler, noised, [0] * start, [], record=False)
+    torch.testing.assert_close(path.latents, clean, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -129,6 +146,8 @@ def test_a_grid_without_distinct_timesteps_is_refused(name: str) -> None:
 
 
 def test_the_flow_matching_grid_is_accepted() -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     FlowSampler(FlowMatchEulerDiscreteScheduler(shift=3.0)).check_grid(10)
 
 
@@ -153,6 +172,8 @@ def test_a_flow_grid_starts_at_noise_and_an_oracle_returns(shift: float, spacing
 
 def test_flow_grids_are_those_of_the_pipelines() -> None:
     """Diffusers' own grid for SD3 (linspace, shift 3), FLUX's even one (trailing), and a shift changed in between."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     own = FlowMatchEulerDiscreteScheduler(shift=3.0)
     own.set_timesteps(6)
     sampler = build_flow_sampler(3.0, "linspace")

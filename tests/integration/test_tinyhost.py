@@ -130,6 +130,17 @@ def test_without_the_variable_the_usual_places_are_searched(tmp_path: Path, monk
     assert run.find_host() == beside
 
 
+def test_the_newest_line_is_the_default_and_one_of_each_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SD_SCRIPTS_DIR", raising=False)
+    monkeypatch.setattr(run, "REPOSITORY", tmp_path / "repository")
+    monkeypatch.setattr(run.Path, "home", lambda: tmp_path)
+    lines = {"sd-scripts": "strategy_base.py", "sd-scripts-v0.11": "args.py", "sd-scripts-old": "train_util.py"}
+    for name, file in (lines | {"sd-scripts-too": "args.py"}).items():
+        (make_host(tmp_path / name) / "library" / file).touch()
+    assert [host.name for host in run.find_every_host()] == ["sd-scripts-v0.11", "sd-scripts", "sd-scripts-old"]
+    assert run.find_hosts() == [tmp_path / "sd-scripts-v0.11"]
+
+
 @pytest.mark.parametrize("own_group", [False, True])
 def test_a_timeout_ends_the_launched_process_too(tmp_path: Path, own_group: bool) -> None:
     """torchrun's processes lead groups of their own."""

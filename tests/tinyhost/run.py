@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import psutil
 
+from adt_plugin.host.doctor import LINES
+
 if TYPE_CHECKING:
     import torch
 
@@ -36,15 +38,22 @@ BUCKETS = ("--resolution", "128,64", "--enable_bucket", "--min_bucket_reso", "64
 
 
 def find_host() -> Path | None:
-    """The host's work tree: `SD_SCRIPTS_DIR`, else `sd-scripts` beside this repository, else `~/sd-scripts`."""
+    """The host's work tree: the first of `find_hosts`."""
     hosts = find_hosts()
     return hosts[0] if hosts else None
 
 
 def find_hosts() -> list[Path]:
-    """All work trees to test against: `SD_SCRIPTS_DIR` may name several, separated as in `PATH`.
+    """The work trees that every host test runs on: all of `SD_SCRIPTS_DIR`, else the newest that is found."""
+    return find_every_host() if os.environ.get("SD_SCRIPTS_DIR") else find_every_host()[:1]
 
-    Raises ValueError if it names a folder that is no work tree of the host.
+
+def find_every_host() -> list[Path]:
+    """All work trees, for the tests that run on each: those that `SD_SCRIPTS_DIR` names, separated as in `PATH`, in its order.
+
+    Without it, whatever is called `sd-scripts` or `sd-scripts-<something>` beside this repository or in the home folder: one
+    of every line of development, the newest first.
+    Raises ValueError if the variable names a folder that is no work tree of the host.
     """
     named = [Path(name).expanduser().resolve() for name in os.environ.get("SD_SCRIPTS_DIR", "").split(os.pathsep) if name]
     for folder in named:
@@ -52,8 +61,17 @@ def find_hosts() -> list[Path]:
             raise ValueError(f"SD_SCRIPTS_DIR: {folder} has no {SCRIPT}")
     if named:
         return named
-    usual = (REPOSITORY.parent / "sd-scripts", Path.home() / "sd-scripts")
-    return [folder for folder in usual if is_host(folder)][:1]
+    places = (REPOSITORY.parent, Path.home())
+    usual = [folder for place in places for folder in (place / "sd-scripts", *sorted(place.glob("sd-scripts-*")))]
+    by_line: dict[int, Path] = {}
+    for folder in filter(is_host, usual):
+        by_line.setdefault(line_of(folder), folder)
+    return [by_line[line] for line in sorted(by_line)]
+
+
+def line_of(folder: Path) -> int:
+    """The place of a tree's line of development among `LINES`, the newest first."""
+    return next((place for place, (file, _) in enumerate(LINES) if (folder / file).is_file()), len(LINES))
 
 
 def is_host(folder: Path) -> bool:

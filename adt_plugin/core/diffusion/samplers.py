@@ -141,6 +141,15 @@ class IndexedSampler(Sampler):
         set_begin_index(len(self.timesteps) - start)
 
 
+class DpmSampler(IndexedSampler):
+    """Second-order multistep DPM-Solver++ (arXiv 2211.01095), down to the image itself."""
+
+    def prepare(self, steps: int, start: int) -> None:
+        """Lay a grid that ends without noise: diffusers before 0.26 lets it end at the first timestep's."""
+        super().prepare(steps, start)
+        self.scheduler.sigmas[-1] = 0.0
+
+
 class FlowSampler(IndexedSampler):
     """A flow-matching scheduler: x_sigma = (1 - sigma) x_0 + sigma eps, velocity eps - x_0, time sigma * 1000."""
 
@@ -201,10 +210,10 @@ def _euler(settings: dict[str, Any]) -> Sampler:
 
 
 def _dpm_solver(settings: dict[str, Any]) -> Sampler:
-    """Return second-order multistep DPM-Solver++ (arXiv 2211.01095)."""
     from diffusers import DPMSolverMultistepScheduler
 
-    return IndexedSampler(DPMSolverMultistepScheduler(**settings))
+    # A last step of the first order, which a grid without noise at its end needs: newer diffusers know that by themselves.
+    return DpmSampler(DPMSolverMultistepScheduler(**settings, euler_at_final=True))
 
 
 SAMPLERS: dict[str, Callable[[dict[str, Any]], Sampler]] = {"ddim": _ddim, "euler": _euler, "dpm++": _dpm_solver}

@@ -120,8 +120,8 @@ def load_transformers(name: str, blocks: Sequence[int] | None, dtype: torch.dtyp
     _refuse_adapter(auto, name)
     try:
         # Said explicitly: left out, transformers asks on the terminal whether to run a model's own code.
-        processor = auto.AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
-        model = auto.AutoModel.from_pretrained(name, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        processor = auto.AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **_plain_processor(auto))
+        model = auto.AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise ConfigError(
@@ -135,6 +135,11 @@ def load_transformers(name: str, blocks: Sequence[int] | None, dtype: torch.dtyp
         raise _no_square_patches(name, type(model).__name__)
     chosen = choose_blocks(name, blocks, depth)
     return TokenGrids(model, processor.image_mean, processor.image_std, chosen, processor_size(processor)).to(dtype)
+
+
+def _plain_processor(transformers: Any) -> dict[str, Any]:
+    """Return how transformers before 5 is asked for image processors that need no torchvision; later ones choose well."""
+    return {"use_fast": False} if int(transformers.__version__.split(".")[0]) < 5 else {}
 
 
 def _refuse_adapter(transformers: Any, name: str) -> None:
