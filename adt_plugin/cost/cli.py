@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from adt_plugin.core.forecast import total, turn_shares
 from adt_plugin.core.schedule import start_range
 from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.cost.count import counted_parts, counted_peaks
+from adt_plugin.cost.detect import detect
 from adt_plugin.cost.measure import device_name, measure_base, measure_turn, one_thread, prepared
 from adt_plugin.cost.models import MODELS
-from adt_plugin.cost.report import Measurement, report
+from adt_plugin.cost.report import Measurement, answers, report
 from adt_plugin.cost.workbench import Workload
 from adt_plugin.options import add_adt_arguments, from_namespace, reject_unknown_keys
 
@@ -51,15 +53,25 @@ def cost_main(argv: Sequence[str], prog: str = "adt cost") -> None:
 def print_report(given: argparse.Namespace) -> None:
     """Print the count, and beside it the measurement if it is asked for."""
     config, workload = from_namespace(given), workload_of(given)
-    parts, peaks = counted_parts(workload, config), counted_peaks(workload, config)
+    parts, peaks = counted_parts(workload, config, working), counted_peaks(workload, config, working)
     measured = measurement(workload, config, torch.device(given.device), given.repeats) if given.measure else None
-    print(
-        "\n".join([*report(workload, config, given.max_train_steps, parts, peaks, measured), *notes(given, workload, config)])
-    )
+    steps = given.max_train_steps
+    lines = [*report(workload, config, steps, parts, peaks, measured), *answers(config, steps, peaks, measured)]
+    print("\n".join([*lines, *notes(given, workload, config)]))
+
+
+def working(part: str) -> None:
+    """Say on the terminal what is being counted, in one line that is written over."""
+    if sys.stderr.isatty():
+        print(f"\r\033[Kcounting {part} ..." if part else "\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def notes(given: argparse.Namespace, workload: Workload, config: ADTConfig) -> Iterator[str]:
     """Yield what the count assumes of this run without having read it."""
+    if given.told:
+        yield f"\nCounted as {workload.size.title}, told {given.told}; --model says otherwise."
+    elif given.config_file and not given.named:
+        yield f"\nThe file does not tell the model, so that it is counted as {workload.size.title}: say --model."
     if workload.rank == 0 and workload.dtype == "bf16" and not (given.full_bf16 or given.full_fp16):
         yield "\nCounted as with --full_bf16: without it weights, gradients and AdamW's moments take twice as much."
     if config.memory == "auto":
@@ -118,13 +130,15 @@ def with_config_file(parser: argparse.ArgumentParser, argv: Sequence[str]) -> ar
     Raises:
         ConfigError: an unknown `adt_*` key.
     """
-    given = parser.parse_args(argv)
+    given, keys = parser.parse_args(argv), {}
     if given.config_file is not None:
         keys = flattened(toml.loads(given.config_file.read_text(encoding="utf-8")))
         reject_unknown_keys(keys)
         known = {name: value for name, value in keys.items() if name in given or name.startswith(PREFIX)}
         parser.set_defaults(**HOST_DEFAULTS | {"full": "network_module" not in keys} | known)
         given = parser.parse_args(argv)
+    given.named = given.model is not None
+    given.model, given.told = (given.model, "") if given.named else detect(keys, given.config_file) or ("sd15", "")
     return given
 
 
@@ -150,7 +164,7 @@ def cost_parser(prog: str = "adt cost") -> argparse.ArgumentParser:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, and the host's options that say what a run is, to a parser."""
     run = parser.add_argument_group("the run, in sd-scripts' own options")
-    run.add_argument("--model", choices=MODELS, default="sd15", help="default: sd15")
+    run.add_argument("--model", choices=MODELS, help="default: told by the --config_file, else sd15")
     run.add_argument("--config_file", type=Path, help="TOML of a run; options beside it win")
     run.add_argument("--resolution", default="0", help="pixels, such as 512 or 768,512 (default: the model's own)")
     run.add_argument("--train_batch_size", type=int, default=1, help="default: 1")

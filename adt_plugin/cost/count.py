@@ -31,6 +31,7 @@ class Peaks:
         graph: what one more trained step takes where its graph is kept (`--adt_memory fast`, or a whole unroll in one graph).
         joined: as `turn`, with one backward pass for it and the diffusion loss, at the K of the options that were counted; 0 in
             counts that were stored before there was one.
+        state: of the plugin's part of a saved state: heads, their moments, the features of the last turns.
     """
 
     plain: int
@@ -38,6 +39,7 @@ class Peaks:
     backbone: int
     graph: int
     joined: int = 0
+    state: int = 0
 
     def keeping(self, graphs: int) -> int:
         """Return the bytes of a step with a turn that keeps so many graphs."""
@@ -71,15 +73,26 @@ def counted_dtype(config: ADTConfig) -> torch.dtype:
     return torch.float32 if config.decode_dtype == "fp32" else torch.bfloat16
 
 
-def counted_parts(workload: Workload, config: ADTConfig) -> Parts:
+Progress = Callable[[str], object]
+"""Told what is being counted; an empty string when all is."""
+
+
+def counted_parts(workload: Workload, config: ADTConfig, progress: Progress = lambda part: None) -> Parts:
     """Count the floating-point operations of every part (matrix products, convolutions, attention); a multiply-add is two."""
+    counts = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
+        progress(f"the weights of {workload.size.title}")
         bench = fake_bench(workload, config)
-        return Parts(**{name: flops_of(getattr(bench, name)) for name in Parts.__dataclass_fields__})
+        for number, name in enumerate(Parts.__dataclass_fields__, 1):
+            progress(f"operations, part {number} of {len(Parts.__dataclass_fields__)}: {name.replace('_', ' ')}")
+            counts[name] = flops_of(getattr(bench, name))
+    progress("")
+    return Parts(**counts)
 
 
-def counted_peaks(workload: Workload, config: ADTConfig) -> Peaks:
+def counted_peaks(workload: Workload, config: ADTConfig, progress: Progress = lambda part: None) -> Peaks:
     """Count the peak bytes of a step without a turn and with one."""
+    progress("memory")
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
         bench = fake_bench(workload, config)
         resident = live.now
@@ -91,6 +104,8 @@ def counted_peaks(workload: Workload, config: ADTConfig) -> Peaks:
         moments, heads = 2 * nbytes(bench.trained), 3 * nbytes(bench.head_tensors())  # with the moments of the heads' AdamW
         visual, backbone = nbytes(bench.visual_tensors()), nbytes(bench.backbone_tensors())
         host = resident - bench.own_bytes() + moments
+        state = heads + bench.history_bytes()
+    progress("")
     away = visual if config.offload else 0  # during the host's step and the replays
     all_graphs = plain + trained_calls(config) * graph  # the host's own, and those of the steps, run again
     judging = supervision - nbytes(bench.trained) + graph  # beside the host's graph, before there is any gradient
@@ -100,6 +115,7 @@ def counted_peaks(workload: Workload, config: ADTConfig) -> Peaks:
         backbone=backbone,
         graph=graph,
         joined=host + heads + visual + max(all_graphs - away, judging),
+        state=state,
     )
 
 

@@ -7,12 +7,19 @@ from dataclasses import dataclass
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.forecast import Parts, mean_turn, run_ratio, total
+from adt_plugin.core.run.story import duration
 from adt_plugin.cost.count import Peaks
 from adt_plugin.cost.measure import Base, Measured
 from adt_plugin.cost.workbench import Workload
 
 GIB, TERA = 2**30, 1e12
 NAMES, COLUMN = 58, 24
+
+CARDS = (8, 12, 16, 24)
+"""GB of the cards that people have."""
+
+ROOM = 1.4
+"""GB of a card that are left for what is not counted: driver, allocator, scratch space."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,22 @@ def report(
         yield f"\nThe turn measured as a whole, from step {measured.start}: {measured.turn.seconds:.3g} s, " + (
             f"{measured.turn.seconds / measured.expected:.2f} times the sum of its parts."
         )
+
+
+def answers(config: ADTConfig, steps: int, peaks: Peaks, measured: Measurement | None = None) -> Iterator[str]:
+    """Yield what a person wants to know: which card, how long, how much of the disk.
+
+    Args:
+        steps: optimizer steps of the run.
+    """
+    peak = measured.turn.peak if measured else peaks.of(config)
+    fits = ", ".join(f"{card} GB {'yes' if peak <= (card - ROOM) * 1e9 else 'no'}" for card in CARDS)
+    yield f"\nfits a card of: {fits} ({ROOM} GB left for driver, allocator and scratch space; text encoders come on top)"
+    if measured:
+        plain = steps * measured.base.seconds
+        added = (run_ratio(measured.base.parts, config, steps) - 1) * steps * measured.base.parts.step
+        yield f"this run: {duration(plain + added)} with --adt, {duration(plain)} without, on {measured.device}"
+    yield f"on the disk: {peaks.state / 1e6:.0f} MB more in each saved state; LoRA and checkpoint are as large as without --adt"
 
 
 def time_labels(parts: Parts, config: ADTConfig, steps: int) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adt_plugin.core.config import OWN_DECODER, ADTConfig
 from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.core.discriminator import Discriminator, PairFeatures
+from adt_plugin.core.discriminator.history import IMAGES, TURNS
 from adt_plugin.core.discriminator.losses import LOSSES
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.images.crop import Crop
@@ -20,7 +21,7 @@ from adt_plugin.core.images.decoding import LatentDecoder, LatentFormat, TinyDec
 from adt_plugin.core.stages import decode_generated, decode_real, discriminator_gradients, score_generated
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.cost import tiny
-from adt_plugin.cost.models import BACKBONES, MODELS, LowRank, TrueSize, dinov2
+from adt_plugin.cost.models import BACKBONE_PIXELS, BACKBONES, MODELS, LowRank, TrueSize, dinov2
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -143,6 +144,12 @@ class Workbench:
     def own_bytes(self) -> int:
         """Return the bytes of the plugin's weights: decoder, backbone and heads."""
         return nbytes(self.visual_tensors()) + nbytes(self.head_tensors())
+
+    def history_bytes(self) -> int:
+        """Return the size of the features that turns remember, in two bytes each."""
+        backbone = self.discriminator.backbone
+        side = (self.discriminator.image_size or BACKBONE_PIXELS) // backbone.patch_size
+        return 2 * TURNS * len(IMAGES) * self.workload.batch * sum(backbone.channels) * side**2
 
     def settle(self) -> None:
         """Mark the heads' statistics as collected, as they are after the first turns."""

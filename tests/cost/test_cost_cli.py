@@ -106,3 +106,26 @@ def test_a_misspelt_key_of_the_toml_stops(tmp_path: Path) -> None:
     path.write_text("adt_stepz = 3")
     with pytest.raises(SystemExit, match="did you mean adt_steps"):
         cost_main(["--config_file", str(path)])
+
+
+def test_the_model_is_told_by_the_toml_and_the_command_line_wins(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(toml.dumps({"pretrained_model_name_or_path": "models/sd_xl_base_1.0.safetensors"}))
+    given = with_config_file(cost_parser(), ["--config_file", str(path)])
+    assert (workload_of(given).model, given.told) == ("sdxl", "by pretrained_model_name_or_path")
+    given = with_config_file(cost_parser(), ["--config_file", str(path), "--model", "sd3"])
+    assert (workload_of(given).model, given.told) == ("sd3", "")
+
+
+@pytest.mark.parametrize(("name", "note"), [("sd15", "Counted as Tiny, told by"), ("dreamshaper", "does not tell the model")])
+def test_how_the_model_was_told_is_said(
+    tmp_path: Path, name: str, note: str, capsys: CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adt_plugin.cost import models
+
+    monkeypatch.setitem(models.MODELS, "sd15", models.MODELS["tiny"])
+    path = tmp_path / "run.toml"
+    path.write_text(toml.dumps({"pretrained_model_name_or_path": name, "network_module": "networks.lora"}))
+    cost_main(["--config_file", str(path), "--adt_disc_width", "16", "--adt_steps", "2"])
+    said = capsys.readouterr().out
+    assert note in said and "fits a card of: 8 GB yes" in said and "on the disk: " in said

@@ -6,7 +6,7 @@ from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.forecast import Parts
 from adt_plugin.cost.count import Peaks
 from adt_plugin.cost.measure import Base, Measured
-from adt_plugin.cost.report import Measurement, report
+from adt_plugin.cost.report import Measurement, answers, report
 from adt_plugin.cost.workbench import Workload
 
 GIB = 2**30
@@ -45,3 +45,20 @@ def test_the_measurement_stands_beside_the_count() -> None:
     assert cells(lines, "sd-scripts' step") == ["3.00", "f", "3.50", "f"]
     assert cells(lines, "over the first and the backbone together") == ["1.00", "x", "1.20", "x"]
     assert lines[-1].endswith("from step 3: 12 s, 1.20 times the sum of its parts.")
+
+
+def test_the_answers_are_which_card_how_long_and_how_much_of_the_disk() -> None:
+    peaks = Peaks(plain=9 * GIB, turn=10 * GIB, backbone=GIB, graph=GIB, state=70_000_000)
+    fits, disk = answers(CONFIG, 100, peaks)
+    assert "fits a card of: 8 GB no, 12 GB no, 16 GB yes, 24 GB yes" in fits  # 10.7 GB and 1.4 GB
+    assert disk.startswith("on the disk: 70 MB more in each saved state")
+    assert "12 GB yes" in next(answers(CONFIG, 100, Peaks(GIB, int(10.5e9), GIB, GIB)))
+
+
+def test_hours_come_with_a_measurement() -> None:
+    seconds = Parts(forward=1.0, step=3.0, decode_real=0.5, decode_generated=2.0, judge=0.25)
+    base = Base(seconds=3.6, peak=2 * GIB, backbone=GIB // 2, parts=seconds)
+    measured = Measurement("A Card", base, Measured(seconds=12.0, peak=3 * GIB), start=3, expected=10.0)
+    fits, hours, _ = answers(CONFIG, 1000, PEAKS, measured)
+    assert "8 GB yes" in fits
+    assert hours == "this run: 3 h 55 min with --adt, 1 h 0 min without, on A Card"  # 10.5 s more in every step
