@@ -12,6 +12,22 @@ from adt_plugin import __version__
 from adt_plugin.core.config import PREFIX, ADTConfig, flag_of, without_folder
 from adt_plugin.core.errors import ConfigError
 
+LEVELS = {
+    "basic": ("weight", "begin", "memory", "backbone", "pictures_every"),
+    "advanced": (
+        *("lr", "every", "warmup", "steps", "start_min", "start_max", "decode_crop", "decoder", "decode_dtype", "offload"),
+        *("cfg_scale", "flow_shift", "disc_lr", "disc_penalty", "disc_weights", "max_bad_turns", "profile", "seed"),
+    ),
+}
+"""Who has use for which options; every other one is for research."""
+
+TITLES = {
+    "basic": ("ADT", "Adversarial Diffusion Tuning (adt_plugin): what is worth setting"),
+    "advanced": ("ADT, advanced", "for cards, models and data that need it"),
+    "research": ("ADT, for research", "to study the method with"),
+}
+"""Heading and line of each level's options in the help."""
+
 PATHS = ("backbone", "decoder", "disc_weights")
 """Options that may hold a path of the user's machine."""
 
@@ -65,28 +81,37 @@ def suggesting(parser: argparse.ArgumentParser) -> None:
 
 
 def add_adt_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--adt` and every `--adt_*` to a parser, as a group of its own. Idempotent."""
+    """Add `--adt` and every `--adt_*` to a parser, in a group for each level. Idempotent."""
     if any("--adt" in action.option_strings for action in parser._actions):
         return
     suggesting(parser)
-    group = parser.add_argument_group("ADT", "Adversarial Diffusion Tuning (adt_plugin)")
-    group.add_argument(
+    groups = {level: parser.add_argument_group(*titles) for level, titles in TITLES.items()}
+    groups["basic"].add_argument(
         "--adt",
         action="store_true",
         help="train with adversarial supervision of the sampler's output / 敵対的拡散チューニングを有効にする",
     )
     for spec in fields(ADTConfig):
-        help_text = " / ".join(spec.metadata["help"])
-        if _type_of(spec) is bool:
-            group.add_argument(flag_of(spec), action="store_true", help=help_text)
-            continue
-        group.add_argument(
-            flag_of(spec),
-            type=_type_of(spec),
-            default=spec.default,
-            choices=spec.metadata["choices"] or None,
-            help=f"{help_text} (default: {spec.default})".replace("%", "%%"),
-        )
+        _add_option(groups[level_of(spec.name)], spec)
+
+
+def level_of(name: str) -> str:
+    """Return the level of an option, a key of `TITLES`."""
+    return next((level for level, names in LEVELS.items() if name in names), "research")
+
+
+def _add_option(group: argparse._ArgumentGroup, spec: Field[Any]) -> None:
+    help_text = " / ".join(spec.metadata["help"])
+    if _type_of(spec) is bool:
+        group.add_argument(flag_of(spec), action="store_true", help=help_text)
+        return
+    group.add_argument(
+        flag_of(spec),
+        type=_type_of(spec),
+        default=spec.default,
+        choices=spec.metadata["choices"] or None,
+        help=f"{help_text} (default: {spec.default})".replace("%", "%%"),
+    )
 
 
 def from_namespace(args: argparse.Namespace) -> ADTConfig:

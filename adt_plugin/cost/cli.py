@@ -104,7 +104,7 @@ def workload_of(given: argparse.Namespace) -> Workload:
         if getattr(given, name) < 1:
             raise ConfigError(f"--{name} must be at least 1; got {getattr(given, name)}.")
     return Workload(
-        model=given.model,
+        model=given.model or "sd15",
         resolution=side_of(given.resolution),
         batch=given.train_batch_size,
         rank=0 if given.full else given.network_dim,

@@ -11,7 +11,7 @@ import pytest
 from adt_plugin import __version__
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
-from adt_plugin.options import add_adt_arguments, from_namespace, metadata, option_names
+from adt_plugin.options import LEVELS, TITLES, add_adt_arguments, from_namespace, metadata, option_names
 
 CONTRACT = [
     "weight",
@@ -151,10 +151,14 @@ def test_no_default_and_no_choice_contains_a_space() -> None:
         assert not any(" " in choice for choice in spec.metadata["choices"])
 
 
-def test_help_is_one_line_per_option_in_a_group_of_its_own() -> None:
-    group = next(group for group in parser()._action_groups if group.title == "ADT")
-    assert len(group._group_actions) == len(option_names())
-    for action in group._group_actions:
+def test_help_is_one_line_per_option_in_groups_by_who_needs_it() -> None:
+    groups = {group.title: group._group_actions for group in parser()._action_groups}
+    levels = [groups[title] for title, _ in TITLES.values()]
+    assert [action.dest for action in levels[0]][:2] == ["adt", "adt_weight"] and len(levels[0]) == 1 + len(LEVELS["basic"])
+    assert len(levels[1]) == len(LEVELS["advanced"])
+    actions = [action for level in levels for action in level]
+    assert sorted(action.dest for action in actions) == sorted(option_names())
+    for action in actions:
         assert action.help and "\n" not in action.help and " / " in action.help
     assert "--adt_steps" in parser().format_help()
 

@@ -21,7 +21,7 @@ from adt_plugin.cost.cli import flattened
 from adt_plugin.host.checks import REFUSED
 from adt_plugin.host.families import FAMILIES, Family
 from adt_plugin.host.schedules import FlowSchedule
-from adt_plugin.options import from_namespace, option_names
+from adt_plugin.options import from_namespace, level_of, option_names
 from toys import ToyDenoiser, toy_decode, toy_latents
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,6 +34,14 @@ def test_the_table_of_options_has_every_option_with_its_default() -> None:
     for spec in dataclasses.fields(ADTConfig):
         (row,) = (line for line in table.splitlines() if line.startswith(f"| `--adt_{spec.name}` | `{default_of(spec)}` |"))
         assert row.endswith(f"| {range_of(spec)} | {spec.metadata['help'][0]} |")
+
+
+@pytest.mark.parametrize(("heading", "level"), [("Basic", "basic"), ("Advanced", "advanced"), ("For research", "research")])
+def test_every_option_stands_under_the_heading_of_its_level(heading: str, level: str) -> None:
+    page = (REPOSITORY / "docs" / "options.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `--adt_(\w+)` ", section, flags=re.M)
+    assert sorted(rows) == sorted(spec.name for spec in dataclasses.fields(ADTConfig) if level_of(spec.name) == level)
 
 
 def default_of(spec: dataclasses.Field) -> str:
@@ -239,3 +247,20 @@ def test_every_sample_turns_adt_on_with_valid_options(sample: Path) -> None:
 def test_the_sample_of_keys_alone_shows_the_defaults() -> None:
     keys = keys_of(REPOSITORY / "sample_configs" / "adt_only.toml")
     assert from_namespace(Namespace(**keys)) == ADTConfig()
+
+
+@pytest.mark.parametrize("sample", [path for path in SAMPLES if path.stem != "adt_only"], ids=lambda path: path.name)
+def test_every_preset_has_something_to_judge_by(sample: Path) -> None:
+    """Prompts that lie beside it, of the size that it trains at."""
+    keys = keys_of(sample)
+    prompts = (sample.parent / str(keys["sample_prompts"])).read_text(encoding="utf-8")
+    side = str(keys["resolution"]).split(",")[0]
+    lines = [line for line in prompts.splitlines() if not line.startswith("#")]
+    assert len(lines) >= 3 and all(f"--w {side} --h {side} --d " in line for line in lines)
+    assert keys["max_train_steps"] >= 2 * keys["sample_every_n_steps"]  # type: ignore[operator]
+
+
+def test_the_preset_that_finishes_a_lora_goes_on_from_its_file_and_keeps_it() -> None:
+    keys = keys_of(REPOSITORY / "sample_configs" / "sdxl_finish.toml")
+    assert keys["dim_from_weights"] is True and "network_dim" not in keys and keys["adt_begin"] == 0
+    assert Path(str(keys["network_weights"])).stem != keys["output_name"]

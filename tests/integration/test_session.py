@@ -366,7 +366,7 @@ class Tracker:
         self.rows.append(dict(values))
 
     def log_images(self, values: dict[str, object], step: int | None, **keywords: object) -> None:
-        self.images.append((step, keywords))
+        self.images.append((*values, step, keywords))
 
 
 def test_every_tracker_gets_each_turns_numbers_once_and_its_picture(tmp_path: Path, tiny_dino: Path) -> None:
@@ -383,8 +383,9 @@ def test_every_tracker_gets_each_turns_numbers_once_and_its_picture(tmp_path: Pa
             tracker.log(values, step=1)
     for tracker in trackers:
         assert [("adt/loss_d" in row) for row in tracker.rows] == [True, False, False]
-    assert trackers[0].images == [(0, {"dataformats": "NHWC"})]
-    assert trackers[1].images == [(None, {"commit": False})]
+    sent = ["adt/progress", "adt/pairs", "adt/progress"]  # before the first turn, and after it
+    assert trackers[0].images == [(name, 0, {"dataformats": "NHWC"}) for name in sent]
+    assert trackers[1].images == [(name, None, {"commit": False}) for name in sent]
 
 
 def test_a_second_run_in_the_process_finds_the_host_as_it_was(host: Host) -> None:
