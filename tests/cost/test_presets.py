@@ -10,6 +10,8 @@ import pytest
 from adt_plugin.core.forecast import run_ratio
 from adt_plugin.cost.cli import cost_parser, with_config_file, workload_of
 from adt_plugin.cost.count import counted_parts, counted_peaks, kept_graphs
+from adt_plugin.cost.models import BACKBONE_PIXELS
+from adt_plugin.cost.workbench import LATENT_PIXELS
 from adt_plugin.options import from_namespace
 
 
@@ -41,6 +43,15 @@ def test_a_preset_leaves_room_on_its_card_and_costs_at_most_three_plain_runs(pre
     peak, run = said(preset)
     assert peak * GIB <= (card(preset) - ROOM) * GB
     assert run <= 3.0
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
+def test_no_preset_shrinks_what_it_shows_more_than_the_backbone_can_bear(preset: Path) -> None:
+    """Detail that is shrunk four times over is judged by nobody."""
+    given = with_config_file(cost_parser(), ["--model", preset.name.partition("_")[0], "--config_file", str(preset)])
+    config, workload = from_namespace(given), workload_of(given)
+    decoded = config.decode_crop or workload.side * LATENT_PIXELS
+    assert decoded / (config.image_size or BACKBONE_PIXELS) < 2.5
 
 
 @pytest.mark.slow
