@@ -258,7 +258,9 @@ def window_that_fits(bench: Workbench, config: ADTConfig) -> int:
     turn.watch(prediction)
     torch.nn.functional.mse_loss(prediction, bench.clean).backward()
     del prediction
-    Headroom(turn, limited=lambda device: True).make_turn(0, bench.trained, bench.denoiser, bench.clean)
+    headroom = Headroom(turn)
+    headroom.rehearse(0, bench.trained, bench.denoiser, bench.clean)
+    headroom.make_turn(bench.denoiser, bench.clean)
     bench.optimizer.zero_grad(set_to_none=True)
     return turn.config.decode_crop
 

@@ -40,8 +40,9 @@ class HostFirst:
         return batch
 
     def backward(self, run: Run, batch: Predicted, step: int, loss: Tensor, backward: Backward) -> None:
-        """Pull back the loss, then the turn."""
+        """Pull back the loss, then the turn; a rehearsal, if there is to be one, lies between them."""
         backward(loss)
+        run.rehearse(batch, step, backward, lambda call: call)
         if run.turn.due(step):
             run.make_turn(batch, step, backward, lambda call: call)
 

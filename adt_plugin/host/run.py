@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ from adt_plugin.host.swap import offloaders_of, walking_forward_only
 logger = logging.getLogger(__name__)
 
 Decoder = LatentDecoder | TinyDecoder
+
+Result = TypeVar("Result")
 
 Guide = Callable[[DenoiserCall, Callable[[DenoiserCall], Denoiser]], Denoiser]
 """Binds a captured call as a denoiser, with guidance or without; the function given chooses how a call is made."""
@@ -152,7 +154,9 @@ class Run:
         """
         host_seconds, interval = batch.host_seconds, Interval(self.accelerator.device)
         self.progress.begin(batch, step)
-        report = self._turn_in_memory(batch, step, backward, with_graph, loss)
+        overflowed = self._overflowed if self.accelerator.scaler is not None else None
+        given = self._given(batch, backward, with_graph) | {"overflowed": overflowed, "loss": loss}
+        report = self._in_memory(step, lambda: self.headroom.make_turn(**given))
         if self.config.profile:
             report.seconds["host"] = host_seconds
         self.feedback.show(report, step)
@@ -160,27 +164,33 @@ class Run:
         self.say(self.story.tell(report, interval.seconds()))
         self._examine(report)
 
-    def _turn_in_memory(
-        self,
-        batch: Predicted,
-        step: int,
-        backward: Backward,
-        with_graph: Callable[[DenoiserCall], Denoiser],
-        loss: Tensor | None,
-    ) -> TurnReport:
+    def rehearse(self, batch: Predicted, step: int, backward: Backward, with_graph: Callable[[DenoiserCall], Denoiser]) -> None:
+        """Rehearse a turn on a batch that is larger than those before it, on a device whose memory is limited.
+
+        Args:
+            step, backward, with_graph: as for a turn.
+
+        Raises:
+            TurnOutOfMemoryError, SeamError: as for a turn.
+        """
+        if self.headroom.is_larger(step, batch.noised.latents):
+            given = self._given(batch, backward, with_graph)
+            self._in_memory(step, lambda: self.headroom.rehearse(step, self._trained(), **given))
+
+    def _given(self, batch: Predicted, backward: Backward, with_graph: Callable[[DenoiserCall], Denoiser]) -> dict[str, Any]:
+        """Return what a turn on a batch is given."""
+        return {
+            "denoiser": self.guide(batch.call, with_graph),
+            "latents": batch.noised.latents,
+            "backward": backward,
+            "unroll_denoiser": without_gradient(self.guide, batch),
+            "mask": batch.mask,
+            "weights": batch.weights,
+        }
+
+    def _in_memory(self, step: int, attempt: Callable[[], Result]) -> Result:
         try:
-            return self.headroom.make_turn(
-                step,
-                self._trained(),
-                self.guide(batch.call, with_graph),
-                batch.noised.latents,
-                backward=backward,
-                unroll_denoiser=without_gradient(self.guide, batch),
-                overflowed=self._overflowed if self.accelerator.scaler is not None else None,
-                mask=batch.mask,
-                weights=batch.weights,
-                loss=loss,
-            )
+            return attempt()
         except TurnOutOfMemoryError as error:
             raise TurnOutOfMemoryError(
                 error.stage, error.reason, error.in_gradient, f"{error} {self._way_out()} {self._kept(step)}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from adt_plugin.core import turn as turns
 from adt_plugin.core.errors import AdtError
 from adt_plugin.core.out_of_memory import OUT_OF_MEMORY, TurnOutOfMemoryError
+from adt_plugin.core.report import TurnReport
 from adt_plugin.core.run import levers, rehearsal, state
 from adt_plugin.core.run.rehearsal import Headroom, is_limited, rehearse, stand_in, unchanged_gradients
 from adt_plugin.core.turn import AdversarialTurn
@@ -120,7 +121,7 @@ def test_a_run_with_rehearsals_is_the_run_without_them_bit_for_bit(options: dict
         torch.manual_seed(1)
         for step in range(4):
             latents = one_batch(turn, net, step, batch=1 + step % 3)
-            report = headroom.make_turn(step, list(net.parameters()), net, latents)
+            report = followed(headroom, step, net, latents)
             optimizer.step()
             optimizer.zero_grad()
             rows.append((report.loss_g, report.loss_d, report.grad_norm, report.start))
@@ -155,7 +156,7 @@ def sizes_of(batches: list[tuple[int, int]], rehearsed: list[int], limited: bool
     turn, net = toy_turn(**options), ToyDenoiser()
     headroom = Headroom(turn, lambda device: limited)
     for step, batch in batches:
-        headroom.make_turn(step, list(net.parameters()), net, one_batch(turn, net, batch=batch))
+        followed(headroom, step, net, one_batch(turn, net, batch=batch))
     return rehearsed
 
 
@@ -174,7 +175,7 @@ def test_kept_graphs_are_rehearsed_once_the_plugin_has_decided_to_keep_them(rehe
     turn.memory.probe = lambda device: Roomy()
     headroom = Headroom(turn, lambda device: True)
     for step in (1, 2, 3):
-        headroom.make_turn(step, list(net.parameters()), net, one_batch(turn, net))
+        followed(headroom, step, net, one_batch(turn, net))
     assert rehearsed == [2, 2]
 
 
@@ -198,7 +199,7 @@ def test_all_processes_rehearse_or_none_does(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(rehearsal, "any_process", lambda flag, device: asked.append(flag) or True)
     headroom, latents = Headroom(toy_turn(), lambda device: True), toy_latents()
     headroom.rehearsed[False, False] = latents.numel()
-    assert headroom._is_larger(0, latents) and asked == [False]
+    assert headroom.is_larger(0, latents) and asked == [False]
 
 
 # Memory that runs out
@@ -240,13 +241,20 @@ class Scarce:
         raise OUT_OF_MEMORY(f"{SAID}. GPU 0 has a total capacity of 8.00 GiB\nand more lines")
 
 
+def followed(headroom: Headroom, step: int, net: ToyDenoiser, latents: Tensor, **keywords: Any) -> TurnReport:
+    """A batch whose turn is due, as a training loop follows it."""
+    if headroom.is_larger(step, latents):
+        headroom.rehearse(step, list(net.parameters()), net, latents, **keywords)
+    return headroom.make_turn(net, latents, **keywords)
+
+
 STAGES = ("unroll", "decode", "observe", "gradient", "discriminator", "replay")
 
 
 def tried(turn: AdversarialTurn, net: ToyDenoiser, limited: bool, latents: Tensor | None = None) -> TurnOutOfMemoryError:
     latents = one_batch(turn, net) if latents is None else latents
     with pytest.raises(TurnOutOfMemoryError) as refused:
-        Headroom(turn, lambda device: limited).make_turn(3, list(net.parameters()), net, latents)
+        followed(Headroom(turn, lambda device: limited), 3, net, latents)
     return refused.value
 
 
@@ -277,7 +285,7 @@ def test_what_a_turn_held_is_gone_before_anything_else_is_done(stage: str, monke
     monkeypatch.setattr(
         rehearsal, "step_down", lambda turn, *rest: alive.extend(held() for held in scarce.held) or levers.Setting("x", "y")
     )
-    Headroom(turn, lambda device: True).make_turn(1, list(net.parameters()), net, one_batch(turn, net))
+    followed(Headroom(turn, lambda device: True), 1, net, one_batch(turn, net))
     assert alive == [None]
 
 
@@ -295,7 +303,7 @@ def test_auto_steps_down_once_for_each_lever_and_the_turn_is_made(
     turn.memory.fits[latents.shape] = True
     Scarce(monkeypatch, "decode", lambda: turn.config.decode_crop != 128)
     before = net.gradients().clone()
-    report = Headroom(turn, lambda device: limited).make_turn(1, list(net.parameters()), net, latents)
+    report = followed(Headroom(turn, lambda device: limited), 1, net, latents)
     assert [said.partition("it goes on with ")[2] for said in warnings()] == [
         "--adt_memory low (now auto).",
         "--adt_decode_crop 256 (now 0, the whole image).",
@@ -319,7 +327,7 @@ def test_a_turn_made_after_stepping_down_adds_its_gradient_once(monkeypatch: pyt
         with monkeypatch.context() as patch:
             Scarce(patch, "gradient", lambda: next(failures, False))
             turn.latent_pixels = 64
-            Headroom(turn, lambda device: False).make_turn(1, list(net.parameters()), net, latents, backward=backward)
+            followed(Headroom(turn, lambda device: False), 1, net, latents, backward=backward)
         assert len(backwards) == 2 and turn.turns == 1
         return float((net.gradients() - before).norm())
 
@@ -332,7 +340,7 @@ def test_where_the_window_is_not_in_memory_the_frozen_networks_leave_it(
 ) -> None:
     turn, net = settled(memory="auto")
     Scarce(monkeypatch, stage, lambda: not turn.offload.modules)
-    Headroom(turn, lambda device: True).make_turn(1, list(net.parameters()), net, one_batch(turn, net))
+    followed(Headroom(turn, lambda device: True), 1, net, one_batch(turn, net))
     assert [said.partition("it goes on with ")[2] for said in warnings()] == ["--adt_offload (now off)."]
     assert turn.offload.modules == [turn.discriminator.backbone] and turn.config.decode_crop == 256
 

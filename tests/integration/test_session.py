@@ -128,6 +128,21 @@ def test_a_stage_that_was_never_reached_ends_the_run_with_its_name(host: Host, m
     assert named in str(ended.value)
 
 
+def test_the_first_batch_is_rehearsed_long_before_its_turn(tmp_path: Path, tiny_dino: Path) -> None:
+    """And what the host's own backward has left is left as it was."""
+    host = Host(tmp_path, tiny_dino, begin=0.9)
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    loss = host.forward()
+    expected = torch.autograd.grad(loss, host.unet.layer.weight, retain_graph=True)[0]
+    headroom, backwards = host.session.run.headroom, []
+    headroom.limited = lambda device: True
+    host.unet.layer.weight.register_hook(backwards.append)
+    host.accelerator.backward(loss)
+    assert headroom.rehearsed == {(False, False): 4 * 8 * 8} and host.session.run.turn.turns == 0
+    assert len(backwards) == 1 + 2 and torch.equal(host.gradient(), expected)
+
+
 def test_a_validation_batch_starts_no_turn(host: Host) -> None:
     for stage in (host.load, host.prepare, host.noise):
         stage()

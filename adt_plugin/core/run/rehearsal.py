@@ -1,6 +1,7 @@
 """Turns tried before they count, so that memory runs out before a run has trained, and not when its warm-up is over.
 
-Turns of the warm-up record no graph. What the first adversarial one needs is known only when it has been made.
+Turns come late in a run (`--adt_begin`), and those of the warm-up keep no graph. What an adversarial one needs is known only
+when it has been made.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from adt_plugin.core.turn import AdversarialTurn
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+OWN_PASSES = ("low", "fast", "auto")
+"""Values of `--adt_memory` whose backward passes are the turn's alone, so that a turn can be tried without the host's."""
 
 
 def is_limited(device: torch.device) -> bool:
@@ -86,7 +90,7 @@ def rehearse(
 
 
 class Headroom:
-    """Makes a run's turns; where memory is limited, each that needs more than all before it is rehearsed first.
+    """Makes a run's turns; where memory is limited, the first batch and each larger one is rehearsed, long before its turn.
 
     With `--adt_memory auto` a turn that does not fit steps down, lever by lever (`levers.py`), and is made again.
 
@@ -99,35 +103,41 @@ class Headroom:
         self.turn, self.limited = turn, limited
         self.rehearsed: dict[tuple[bool, bool], int] = {}
 
-    def make_turn(
-        self, step: int, parameters: Sequence[nn.Parameter], denoiser: Denoiser, latents: Tensor, **keywords: Any
-    ) -> TurnReport:
-        """Make a turn.
+    def is_larger(self, step: int, latents: Tensor) -> bool:
+        """Return whether a turn on this batch is to be rehearsed: in any process none has been on so many latents.
 
         Args:
-            step: the optimizer step that comes next, from 0; from 1 on the optimizer's moments are in memory, too.
-            parameters: as for `rehearse`.
-            denoiser, latents, keywords: as for the turn.
+            step: the optimizer step that the batch belongs to, from 0; from 1 on the optimizer's moments are in memory, too.
+            latents: as for the turn.
+        """
+        config = self.turn.config
+        if config.weight == 0 or config.memory not in OWN_PASSES or not self.limited(latents.device):
+            return False
+        return any_process(latents.numel() > self.rehearsed.get(self._kind(step, latents), 0), latents.device)
+
+    def rehearse(
+        self, step: int, parameters: Sequence[nn.Parameter], denoiser: Denoiser, latents: Tensor, **keywords: Any
+    ) -> None:
+        """Rehearse a turn on this batch; arguments as for `is_larger` and `rehearse`.
 
         Raises:
             TurnOutOfMemoryError: it does not fit, and no lever is left or may be pulled; the message names those that are.
         """
-        joined = keywords.get("loss") is not None  # its one pass is the loop's own, which cannot be tried
-        if not joined and self._is_larger(step, latents):
-            self._fitting(lambda: rehearse(self.turn, parameters, denoiser, latents, **keywords), latents)
-            self.rehearsed[self._kind(step, latents)] = latents.numel()
-            logger.info("a rehearsed turn on latents %s fits into memory.", tuple(latents.shape))
+        self._fitting(lambda: rehearse(self.turn, parameters, denoiser, latents, **keywords), latents)
+        self.rehearsed[self._kind(step, latents)] = latents.numel()
+        logger.info("a rehearsed turn on latents %s fits into memory.", tuple(latents.shape))
+
+    def make_turn(self, denoiser: Denoiser, latents: Tensor, **keywords: Any) -> TurnReport:
+        """Make a turn; arguments as for the turn.
+
+        Raises:
+            TurnOutOfMemoryError: as for a rehearsal.
+        """
         return self._fitting(lambda: self.turn(denoiser, latents, **keywords), latents)
 
     def _kind(self, step: int, latents: Tensor) -> tuple[bool, bool]:
         """Return what changes the memory that a turn needs or finds, beside the latents' size."""
         return step > 0, self.turn.memory.keeps_graphs(latents)
-
-    def _is_larger(self, step: int, latents: Tensor) -> bool:
-        """Return whether in any process no turn on so many latents has been rehearsed: then all rehearse."""
-        if self.turn.config.weight == 0 or not self.limited(latents.device):
-            return False
-        return any_process(latents.numel() > self.rehearsed.get(self._kind(step, latents), 0), latents.device)
 
     def _fitting(self, attempt: Callable[[], Result], latents: Tensor) -> Result:
         """Call until it fits into memory."""
