@@ -27,8 +27,12 @@ class TurnOutOfMemoryError(AdtError, OUT_OF_MEMORY):  # type: ignore[misc, valid
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, without its full stop."""
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    """Return the first line of an error's message without its full stop: what was asked for, and what is free.
+
+    PyTorch goes on with what other processes hold, and with advice for its allocator.
+    """
+    asked = str(error).strip().partition("\n")[0].partition(" Including non-PyTorch memory")[0]
+    return asked.rstrip(".") or type(error).__name__
 
 
 def free_what_is_cached(device: torch.device) -> None:

@@ -238,7 +238,7 @@ class Scarce:
         self.raised += 1
         found = result.latents if hasattr(result, "latents") else result
         self.held.append(weakref.ref(found[0] if isinstance(found, (tuple, list)) else found))
-        raise OUT_OF_MEMORY(f"{SAID}. GPU 0 has a total capacity of 8.00 GiB\nand more lines")
+        raise OUT_OF_MEMORY(f"{SAID}. GPU 0 has 8.00 GiB. Including non-PyTorch memory, this process has more.\nAnd more lines")
 
 
 def followed(headroom: Headroom, step: int, net: ToyDenoiser, latents: Tensor, **keywords: Any) -> TurnReport:
@@ -269,8 +269,8 @@ def test_memory_that_runs_out_is_said_with_what_to_set(stage: str, limited: bool
     error = tried(turn, net, limited, latents)
     assert isinstance(error, AdtError) and error.stage == stage and scarce.raised == 1
     assert str(error) == (
-        f"memory ran out in a turn's stage '{stage}' on latents {tuple(latents.shape)} ({SAID}. GPU 0 has a total capacity of "
-        "8.00 GiB): set --adt_memory low (now fast), then --adt_decode_crop 128 (now 256), then --adt_offload (now off)."
+        f"memory ran out in a turn's stage '{stage}' on latents {tuple(latents.shape)} ({SAID}. GPU 0 has 8.00 "
+        "GiB): set --adt_memory low (now fast), then --adt_decode_crop 128 (now 256), then --adt_offload (now off)."
     )
     assert all(p.grad is None for p in turn.discriminator.parameters())
     in_gradient = stage == "replay" and not limited
