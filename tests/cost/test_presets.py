@@ -11,7 +11,6 @@ from adt_plugin.core.forecast import run_ratio
 from adt_plugin.cost.cli import cost_parser, with_config_file, workload_of
 from adt_plugin.cost.count import counted_parts, counted_peaks, kept_graphs
 from adt_plugin.cost.models import BACKBONE_PIXELS
-from adt_plugin.cost.workbench import LATENT_PIXELS
 from adt_plugin.options import from_namespace
 
 
@@ -50,7 +49,7 @@ def test_no_preset_shrinks_what_it_shows_more_than_the_backbone_can_bear(preset:
     """Detail that is shrunk four times over is judged by nobody."""
     given = with_config_file(cost_parser(), ["--model", preset.name.partition("_")[0], "--config_file", str(preset)])
     config, workload = from_namespace(given), workload_of(given)
-    decoded = config.decode_crop or workload.side * LATENT_PIXELS
+    decoded = config.decode_crop or workload.resolution or workload.size.resolution
     assert decoded / (config.image_size or BACKBONE_PIXELS) < 2.5
 
 
