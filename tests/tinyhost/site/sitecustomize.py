@@ -11,11 +11,15 @@ Three things happen, each right after the module concerned has been executed, an
   on a CPU, is what it is on a GPU: half-precision autocast, and a loss scaler that starts from that number.
 * `library.*`: if `TINYHOST_FAMILY` names a family, the host's size constants are shrunk by that family's `AFTER_IMPORT`.
 
+If `TINYHOST_PEAK` names a file, the process writes into it, as it ends, the most memory that PyTorch held on a card.
+
 Only the standard library is imported here, and torch only once torchvision has imported it anyway.
 """
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -132,5 +136,15 @@ def install(family: str | None = None) -> AfterImport:
     return finder
 
 
+def write_peak(path: str) -> None:
+    """Write the most memory that this process's PyTorch held on a CUDA device, in GiB; nothing where it never used one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        held, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        Path(path).write_text(json.dumps({"peak_gib": held / 2**30, "reserved_gib": reserved / 2**30}))
+
+
 if __name__ == "sitecustomize":
     install(os.environ.get("TINYHOST_FAMILY"))
+    if "TINYHOST_PEAK" in os.environ:
+        atexit.register(write_peak, os.environ["TINYHOST_PEAK"])

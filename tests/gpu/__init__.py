@@ -1,0 +1,1 @@
+"""What is measured on a card, by one command: `tests/gpu/run.sh OUT`."""

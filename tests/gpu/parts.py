@@ -1,0 +1,218 @@
+"""The parts, ordered by value; the cells of each; and what a cell measures. Models and backbone are random, of true size."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from gpu.hosts import host_run
+from gpu.setting import Result, Setting
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CARDS = (8, 12, 16, 24)
+"""GB of the cards that there are presets for."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: its name, and what makes it."""
+
+    name: str
+    run: Callable[[Setting], Result]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Cells that belong together.
+
+    Attributes:
+        minutes: that they may take in one call.
+        cells: in their order.
+    """
+
+    minutes: float
+    cells: Callable[[Setting], Iterable[Cell]]
+
+
+# 1: what users run
+
+
+def check_cells(setting: Setting) -> Iterator[Cell]:
+    """`gpu-check` on every model that has a preset; in miniature on the tiny one."""
+    for model in ("sd15",) if setting.miniature else ("sd15", "sdxl", "sd3"):
+        yield Cell(model, lambda setting, model=model: gpu_check(setting, model))
+
+
+def gpu_check(setting: Setting, model: str) -> Result:
+    from adt_plugin.cost import check_cli
+
+    rows = setting.out / f"gpu-check-{model}.jsonl"
+    rows.unlink(missing_ok=True)
+    arguments = ["--model", model, "--device", setting.device, "--out", str(rows)]
+    if setting.miniature:
+        arguments += ["--tiny", "--repeats", "1", "--adt_steps", "2"]
+    try:
+        check_cli.check_main(arguments)
+        ready = True
+    except SystemExit:
+        ready = False
+    return {"ready": ready, "findings": [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]}
+
+
+# 2 to 5: the host's own scripts
+
+
+LORA = ("--network_train_unet_only", "--gradient_checkpointing", "--cache_latents", "--no_half_vae")
+SDPA = ("--sdpa",)
+
+
+def sd15_cells(setting: Setting) -> Iterator[Cell]:
+    """SD 1.5 at 512: without the plugin and with it, both half precisions, offload, attention, 8-bit AdamW."""
+    for precision in ("bf16", "fp16") if setting.device == "cuda" else ("bf16",):  # accelerate refuses fp16 on a CPU
+        for name, options in sd15_ways(setting).items():
+            label = f"{precision} {name}"
+            arguments = (*LORA, "--mixed_precision", precision, *options)
+            yield host_cell(label, "train_network.py", "sd15", arguments, adt=name != "plain")
+
+
+def host_cell(name: str, script: str, family: str, options: tuple[str, ...], **keywords: bool) -> Cell:
+    """Return a cell that runs a script of the host; arguments as for `host_run`."""
+    label = f"{script.removesuffix('.py')} {family} {name}"
+    return Cell(name, lambda setting: host_run(setting, label, script, family, options, **keywords))
+
+
+def sd15_ways(setting: Setting) -> dict[str, tuple[str, ...]]:
+    """Return the ways to train that are compared; those whose package is installed."""
+    if setting.miniature:
+        return {"adt offload": (*SDPA, "--adt_offload")}
+    ways = {"plain": SDPA, "adt": SDPA, "adt offload": (*SDPA, "--adt_offload"), "adt auto": (*SDPA, "--adt_memory", "auto")}
+    if find_spec("xformers"):
+        ways["adt xformers"] = ("--xformers",)
+    if find_spec("bitsandbytes"):
+        ways["adt 8-bit"] = (*SDPA, "--optimizer_type", "AdamW8bit")
+    return ways
+
+
+def preset_cells(setting: Setting) -> Iterator[Cell]:
+    """SDXL LoRA at 1024 with the preset of every card, its peak against the card; and without the plugin."""
+    for card in CARDS[:1] if setting.miniature else CARDS:
+        yield Cell(f"{card} GB", lambda setting, card=card: preset_run(setting, card, adt=True))
+        if not setting.miniature:
+            yield Cell(f"{card} GB plain", lambda setting, card=card: preset_run(setting, card, adt=False))
+
+
+def preset_run(setting: Setting, card: int, adt: bool) -> Result:
+    """Run a preset as it is, but for its paths and its length."""
+    preset = REPOSITORY / "sample_configs" / f"sdxl_lora_{card}gb.toml"
+    options = ("--config_file", str(preset), "--no_half_vae", "--save_precision", "bf16")
+    label = f"preset {card} {'adt' if adt else 'plain'}"
+    found = host_run(setting, label, "sdxl_train_network.py", "sdxl", options, adt)
+    if "peak_gib" in found:
+        found["fits"] = found["peak_gib"] * 2**30 < card * 1e9
+    return found
+
+
+def flow_cells(setting: Setting) -> Iterator[Cell]:
+    """SD3 and FLUX: the host's own scripts on tiny models, for their devices; turns of true size on the workbench."""
+    cached = ("--cache_text_encoder_outputs", "--network_train_unet_only", "--mixed_precision", "bf16")
+    for family in ("sd3",) if setting.miniature else ("sd3", "flux"):
+        script = f"{family}_train_network.py"
+        yield host_cell(f"{family} tiny", script, family, cached, adt=True, tiny=True)
+        if not setting.miniature:
+            yield host_cell(f"{family} tiny swap", script, family, (*cached, "--blocks_to_swap", "1"), adt=True, tiny=True)
+            yield Cell(f"{family} measured", lambda setting, family=family: measured(setting, family, one_graph=False))
+
+
+def full_cells(setting: Setting) -> Iterator[Cell]:
+    """Full fine-tuning of SDXL with the fused backward pass; where the plugin refuses it, its sentence is the result."""
+    adafactor = ("--optimizer_type", "Adafactor", "--optimizer_args", "scale_parameter=False", "relative_step=False")
+    options = (*adafactor, "warmup_init=False", "--mixed_precision", "bf16", "--full_bf16", "--max_grad_norm", "0", *SDPA)
+    options += ("--gradient_checkpointing", "--cache_latents", "--no_half_vae", "--cache_text_encoder_outputs")
+    fused = (*options, "--fused_backward_pass")
+    if not setting.miniature:
+        yield host_cell("plain fused", "sdxl_train.py", "sdxl", fused, adt=False)
+        yield host_cell("adt fused", "sdxl_train.py", "sdxl", fused, adt=True)
+    yield host_cell("adt", "sdxl_train.py", "sdxl", options, adt=True)
+
+
+# 6: cost, measured
+
+
+def cost_cells(setting: Setting) -> Iterator[Cell]:
+    """A plain step, its parts, turns replayed and with kept graphs, and the whole unroll in one graph; then all tables."""
+    for model in ("tiny",) if setting.miniature else ("sd15", "sdxl", "sd3"):
+        yield Cell(model, lambda s, model=model: measured(s, model))
+    if not setting.miniature:
+        yield Cell("tables", cost_tables)
+
+
+def measured(setting: Setting, model: str, one_graph: bool = True) -> Result:
+    """Measure a LoRA of a model at its own resolution with the defaults."""
+    import torch
+
+    from adt_plugin.core.config import ADTConfig
+    from adt_plugin.core.stopwatch import Stopwatch
+    from adt_plugin.cost import tiny
+    from adt_plugin.cost.measure import device_name, measure_base, measure_turn, prepared
+    from adt_plugin.cost.workbench import Workload
+    from benchmarks.one_graph import measure_one_graph
+
+    device = torch.device(setting.device)
+    config = ADTConfig(**(tiny.OPTIONS | {"steps": 2}) if setting.miniature else {})
+    bench, watch = prepared(Workload(model), config, device), Stopwatch(device, 1 if setting.miniature else 2)
+    base = measure_base(bench, watch)
+    found: Result = {"device": device_name(device), "step": base.seconds, "step_gib": base.peak / 2**30}
+    found["parts"] = asdict(base.parts)
+    start = (2 + config.steps) // 2
+    for memory in ("low", "fast"):
+        turn = measure_turn(bench, watch, ADTConfig(**asdict(config) | {"memory": memory}), start)
+        found |= {f"turn_{memory}": turn.seconds, f"turn_{memory}_gib": turn.peak / 2**30}
+    if one_graph:
+        whole = measure_one_graph(bench, watch, config, start)
+        found |= {"one_graph": whole.seconds, "one_graph_gib": whole.peak / 2**30}
+    return found
+
+
+def cost_tables(setting: Setting) -> Result:
+    """The tables of docs/benchmarks/cost.md with this device's cells; goes on from those of the repository."""
+    import torch
+
+    from benchmarks.cost import write_tables
+
+    folder = setting.out / "cost"
+    folder.mkdir(exist_ok=True)
+    if not (folder / "cost.json").exists():
+        shutil.copy(REPOSITORY / "docs" / "benchmarks" / "cost.json", folder)
+    write_tables(folder, torch.device(setting.device), repeats=2)
+    return {"written": str(folder / "cost.md")}
+
+
+# 7: does it help, at a size that a CPU cannot run
+
+
+def effect_cells(setting: Setting) -> Iterator[Cell]:
+    """One cell a seed: the base, plain training and ADT from it, scored alike."""
+    for seed in range(1 if setting.miniature else 3):
+        yield Cell(f"seed {seed}", lambda s, seed=seed: effect(s, seed))
+
+
+def effect(setting: Setting, seed: int) -> Result:
+    from gpu.effect import FULL, SMALLEST, compare
+
+    return compare(SMALLEST if setting.miniature else FULL, setting.device, seed, setting.out / "effect")
+
+
+PARTS = {
+    "1-gpu-check": Part(10, check_cells),
+    "2-sd15": Part(25, sd15_cells),
+    "3-sdxl-presets": Part(25, preset_cells),
+    "4-flow": Part(15, flow_cells),
+    "5-sdxl-full": Part(15, full_cells),
+    "6-cost": Part(40, cost_cells),
+    "7-effect": Part(60, effect_cells),
+}
+"""By the name of their folder, in the order of what their results are worth."""
