@@ -6,6 +6,7 @@ Each test is a cell of docs/compatibility.md, which `python tests/compatibility.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,9 @@ COMBINATIONS: list[tuple[str, Options]] = [
     (SD_LORA, network("lycoris.kohya", "algo=loha", LYCORIS)),
     (SD_LORA, network("lycoris.kohya", "algo=lokr", LYCORIS, "factor=4")),
     (SD_LORA, network("lycoris.kohya", "algo=locon", LYCORIS, "dora_wd=True")),
+    (SD_LORA, network("lycoris.kohya", "algo=boft", LYCORIS)),
+    (SD_LORA, network("lycoris.kohya", "algo=glora", LYCORIS)),
+    (SD_LORA, network("lycoris.kohya", "algo=diag-oft", LYCORIS, "dropout=0.1", "rank_dropout=0.1", "module_dropout=0.1")),
     (SD_LORA, ("--cache_latents_to_disk",)),
     (SD_LORA, ("--mixed_precision", "bf16", "--full_bf16")),
     (SD_LORA, ("--weighted_captions",)),
@@ -122,6 +126,24 @@ def test_combinations_train(
     cell(script, " ".join(map(str, options)))
     skip_what_the_host_lacks(host_dir, options)
     assert_trained_with_adt(run_tiny(*TWO_STEPS, *adt_options, *options, script=script), turns=2)
+
+
+@pytest.mark.parametrize("options", [("Prodigy", "--learning_rate", "1"), ("AdamW8bit",)], ids=title)
+def test_optimizers_of_other_packages_train(run_tiny: TinyRun, adt_options: Options, options: Options, cell: Cell) -> None:
+    given = ("--optimizer_type", *options)
+    cell(SD_LORA, " ".join(map(str, given)))
+    skip_what_is_not_installed(given)
+    assert_trained_with_adt(run_tiny(*TWO_STEPS, *adt_options, *given), turns=2)
+
+
+PACKAGES = {"8bit": "bitsandbytes", "Prodigy": "prodigyopt"}
+
+
+def skip_what_is_not_installed(options: Options) -> None:
+    """Optimizers of packages that sd-scripts imports only where they are asked for."""
+    for word, package in PACKAGES.items():
+        if word in str(options[1]) and find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
 
 
 def skip_what_the_host_lacks(host_dir: Path, options: Options) -> None:
