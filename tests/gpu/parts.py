@@ -108,7 +108,8 @@ def preset_cells(setting: Setting) -> Iterator[Cell]:
 def preset_run(setting: Setting, card: int, adt: bool) -> Result:
     """Run a preset as it is, but for its paths and its length."""
     preset = REPOSITORY / "sample_configs" / f"sdxl_lora_{card}gb.toml"
-    options = ("--config_file", str(preset), "--no_half_vae", "--save_precision", "bf16")
+    prompts = str(preset.parent / "sample_prompts_1024.txt")  # the presets name it as it lies beside them
+    options = ("--config_file", str(preset), "--no_half_vae", "--save_precision", "bf16", "--sample_prompts", prompts)
     label = f"preset {card} {'adt' if adt else 'plain'}"
     found = host_run(setting, label, "sdxl_train_network.py", "sdxl", options, adt)
     if "peak_gib" in found:
