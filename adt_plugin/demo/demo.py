@@ -124,7 +124,7 @@ def draw(study: Study, results: DemoResults) -> None:
     pictures.curves(
         out / "curves.png",
         {
-            ("after tuning", "sampler steps"): report.by_sampler_steps(results.cells),
-            (f"while tuning, at {CURVE_STEPS} sampler steps", "seconds of tuning"): over_time,
+            ("Fréchet distance, lower is better", "sampler steps"): report.by_sampler_steps(results.cells),
+            (f"Fréchet distance at {CURVE_STEPS} sampler steps", "seconds of tuning"): over_time,
         },
     )

@@ -71,19 +71,24 @@ def tile(images: Tensor, columns: int) -> Tensor:
 
 
 def curves(path: Path, panels: Mapping[tuple[str, str], Mapping[str, Sequence[Curve]]]) -> None:
-    """Draw one panel of Fréchet distances per (title, x label).
+    """Draw one panel per (label of y, label of x); a distance gets a logarithmic axis, a share one from 0 to 1.
 
     A panel maps names to one curve per seed, all with the same number of points: drawn as their mean, point by point,
     with a band from lowest to highest.
     """
     figure = new_figure(5.2 * len(panels), 3.8)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, ((title, label), lines) in zip(axes, panels.items(), strict=True):
+    for axis, ((y_label, x_label), lines) in zip(axes, panels.items(), strict=True):
         for name, seeds in lines.items():
             _draw(axis, name, seeds)
-        axis.set(title=title, xlabel=label, ylabel="Fréchet distance (lower is better)")
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
+        axis.set(xlabel=x_label, ylabel=y_label)
+        if "distance" in y_label:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:g}")
+        else:
+            axis.set_ylim(0, 1)
+        axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=8)
     save(figure, path)
 

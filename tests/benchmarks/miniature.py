@@ -255,13 +255,14 @@ def changes(results: dict[str, Any]) -> Iterator[list[str]]:
 def draw_curves(results: dict[str, Any], path: Path) -> None:
     """Distance and well-formed share against the number of sampler steps, a band over seeds."""
     panels = {}
-    for figure, title in (("fd", "Fréchet distance"), ("well_formed", "well-formed share")):
+    labels = {"fd": "Fréchet distance, lower is better", "well_formed": "well-formed share, higher is better"}
+    for figure, label in labels.items():
         lines = {}
         for run, seeds in results["heldout"].items():
             by_seed = zip(*(values(results, run, figure, steps) for steps in STEPS), strict=True)
             lines[run] = [list(zip(map(float, STEPS), seed, strict=True)) for seed in by_seed]
             assert len(lines[run]) == len(seeds)
-        panels[(title, "sampler steps")] = lines
+        panels[(label, "sampler steps")] = lines
     pictures.curves(path, panels)
 
 

@@ -158,7 +158,7 @@ def test_options_without_the_switch_are_named(
 
 
 def test_a_run_without_any_of_them_hears_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    assert warnings_without_adt(monkeypatch, caplog, adt_every=2, config_file="no/such/file") == ""
+    assert warnings_without_adt(monkeypatch, caplog, adt_every=1, config_file="no/such/file") == ""
 
 
 def test_no_place_for_rows_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

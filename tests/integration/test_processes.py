@@ -21,7 +21,7 @@ from tinyhost.run import CompletedRun, TinyRun
 Cell = Callable[..., None]
 Options = tuple[str | Path, ...]
 
-TWO = {"launcher": "accelerate", "processes": 2, "timeout": 100}
+TWO = {"launcher": "accelerate", "processes": 2, "timeout": 400}
 ACCUMULATED = ("--gradient_accumulation_steps", "2")
 
 
