@@ -26,8 +26,8 @@ class Bar:
         self._bar.close()
 
     def advance(self, work: float) -> None:
-        """Add work that has been done."""
-        self._bar.update(work)
+        """Add work that has been done; sums of shares may end a rounding error above the whole."""
+        self._bar.update(min(work, self._bar.total - self._bar.n))
 
     def name(self, text: str) -> None:
         """Show what is being done now."""

@@ -67,7 +67,7 @@ class Recipe:
 
 def recipes(steps: int) -> tuple[Recipe, ...]:
     """Plain training and `--adt` with its defaults, for the same cost."""
-    backbone = ("--adt_backbone", str(ASSETS / "dinov2"))
+    backbone = ("--adt_backbone", str(ASSETS / "dinov2"), "--adt_disc_width", "32")  # heads shrink with the backbone
     return Recipe("plain", round(COST * steps)), Recipe("ADT", steps, ("--adt", *backbone, "--adt_pictures_every", "20"))
 
 
