@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import subprocess
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,9 @@ def find_denoiser(host: Path, family: Family) -> Finding:
 def parsed(path: Path) -> ast.Module:
     """Return the syntax tree of a file; an empty one where there is no file, or none that this Python can read."""
     try:
-        return ast.parse(path.read_text(encoding="utf-8"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the host's own source, such as a doubtful escape sequence
+            return ast.parse(path.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):
         return ast.Module([], [])
 

@@ -199,7 +199,7 @@ class Run:
     def _way_out(self) -> str:
         """Return what sd-scripts itself could do, and where to read on."""
         own = f"If that is not enough: {', '.join(self.host_levers)}. " if self.host_levers else ""
-        return f"{own}docs/cost.md, 'When memory runs out', has the figures."
+        return f"{own}The figures are in docs/cost.md, 'When memory runs out'."
 
     def _kept(self, step: int) -> str:
         """Save what has been trained, if the other processes need not be waited for, and say so."""

@@ -47,7 +47,7 @@ UNREAD = (
         "disc_betas",
         "seed",
     ),
-    *("profile", "disc_weights", "max_bad_turns", "pictures_every"),
+    *("profile", "disc_weights", "max_bad_turns", "pictures_every", "train_text_encoder"),
 )
 """Options that it does not: turns are measured from a given start, and the sum over a run is a formula."""
 

@@ -80,7 +80,7 @@ def test_rivals_are_tried_as_often_as_each_other():
 
 def test_a_changed_option_makes_a_cell_stale_and_one_that_is_not_read_does_not():
     assert what_is_read(ADT) != what_is_read(replace(ADT, plan=replace(ADT.plan, adt=replace(SHIPPED, weight=4.0))))
-    assert what_is_read(ADT) != what_is_read(replace(ADT, plan=replace(ADT.plan, lr=1e-4)))
+    assert what_is_read(ADT) != what_is_read(replace(ADT, plan=replace(ADT.plan, lr=3e-4)))
     assert what_is_read(ADT) == what_is_read(replace(ADT, plan=replace(ADT.plan, adt=replace(SHIPPED, pictures_every=7))))
 
 

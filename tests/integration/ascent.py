@@ -74,7 +74,7 @@ def install(result: Path) -> None:
     def measured(self: AdversarialTurn, *args: Any, **kwargs: Any) -> Any:
         if self.schedule.in_warmup(self.turns):
             return turn(self, *args, **kwargs)
-        accelerator = kwargs["backward"].__self__
+        accelerator = kwargs["backward"].func.__self__
         groups = [group for optimizer in accelerator._optimizers for group in optimizer.param_groups]
         before = state.capture(self, self.config)  # type: ignore[arg-type]
 

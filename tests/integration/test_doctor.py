@@ -37,7 +37,8 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 
 def test_a_real_tree_is_ready_in_all_its_trainers(host_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, text = ask(capsys, host_dir)
-    assert status == 0 and "missing" not in text
+    assert status == 0, text
+    assert "missing" not in text
     scripts = [script for family in FAMILIES for script in family.scripts if (host_dir / script).is_file()]
     assert all(f" {script} (" in text for script in scripts) and text.count(": served") == len(scripts) >= 5
     assert "train_textual_inversion.py" in text.split("not served: ")[1]

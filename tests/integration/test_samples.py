@@ -19,7 +19,9 @@ TRAINERS = {
     "sd15_lora.toml": "train_network.py",
     "adt_only.toml": "train_network.py",
     **{f"sdxl_lora_{card}gb.toml": "sdxl_train_network.py" for card in (8, 12, 16, 24)},
+    "sdxl_finish.toml": "sdxl_train_network.py",
     "sd3_lora.toml": "sd3_train_network.py",
+    "flux_lora.toml": "flux_train_network.py",
 }
 
 

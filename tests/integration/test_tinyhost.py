@@ -135,7 +135,7 @@ def test_the_newest_line_is_the_default_and_one_of_each_is_found(tmp_path: Path,
     monkeypatch.setattr(run, "REPOSITORY", tmp_path / "repository")
     monkeypatch.setattr(run.Path, "home", lambda: tmp_path)
     lines = {"sd-scripts": "strategy_base.py", "sd-scripts-v0.11": "args.py", "sd-scripts-old": "train_util.py"}
-    for name, file in (lines | {"sd-scripts-too": "args.py"}).items():
+    for name, file in (lines | {"sd-scripts-v0.11-too": "args.py"}).items():
         (make_host(tmp_path / name) / "library" / file).touch()
     assert [host.name for host in run.find_every_host()] == ["sd-scripts-v0.11", "sd-scripts", "sd-scripts-old"]
     assert run.find_hosts() == [tmp_path / "sd-scripts-v0.11"]

@@ -291,7 +291,7 @@ def test_an_unknown_toml_key_stops_the_run_even_without_the_switch(run_tiny: Tin
     ],
 )
 def test_a_wrong_value_stops_the_run_in_one_sentence(run_tiny: TinyRun, options: tuple[str, ...], sentence: str) -> None:
-    assert_stopped_before_models(run_tiny("--adt", "--adt_warmup", "0", *options), sentence)
+    assert_stopped_before_models(run_tiny("--adt", "--adt_begin", "0", "--adt_warmup", "0", *options), sentence)
 
 
 def test_a_trainer_of_another_kind_is_refused_by_name(run_tiny: TinyRun, tiny_sd: HostModel) -> None:

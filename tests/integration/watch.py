@@ -80,8 +80,7 @@ def install() -> None:
         on_accelerator(session, accelerator)
 
     def noted_turn(self: AdversarialTurn, *args: Any, **kwargs: Any) -> Any:
-        session = kwargs["backward"].__self__ if hasattr(kwargs["backward"], "__self__") else None
-        optimizers = getattr(session, "_optimizers", [])
+        optimizers = kwargs["backward"].func.__self__._optimizers  # the accelerator's, bound to the loss's keywords
         NOTES["modes"].append([group.get("train_mode") for optimizer in optimizers for group in optimizer.param_groups])
         return turn(self, *args, **kwargs)
 
