@@ -134,7 +134,7 @@ def test_weight_zero_looks_on_and_changes_no_bit(
     looking_on = run_tiny(*STEPS, "--network_dropout", "0.1", *adt_options, "--adt_weight", "0")
     assert_same_weights(looking_on, plain_run)
     assert [row["grad_norm"] for row in rows(looking_on)] == [0.0] * 4
-    assert len(list(looking_on.output_dir.glob("*.png"))) == 2
+    assert len(list(looking_on.output_dir.glob("*-adt-0*.png"))) == 2
 
 
 def test_with_a_weight_the_result_is_another(
@@ -210,7 +210,7 @@ def test_two_aspect_ratios_through_the_launcher_module(
     )
     assert_trained_with_adt(run, turns=4)
     sizes = set()
-    for path in run.output_dir.glob("*.png"):
+    for path in run.output_dir.glob("*-adt-0*.png"):
         with Image.open(path) as picture:
             sizes.add(picture.size)
     assert sizes <= {(64, 156), (128, 156)} and len(sizes) == 2
