@@ -12,6 +12,7 @@ from torch import Tensor
 from adt_plugin.core.diffusion.balance import at_least_float32
 from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.core.images.crop import Crop
+from adt_plugin.core.out_of_memory import OUT_OF_MEMORY, free_what_is_cached
 from adt_plugin.core.rng import draw_seed, preserved_rng
 from adt_plugin.core.turn import AdversarialTurn
 
@@ -75,8 +76,9 @@ def _decoded(turn: AdversarialTurn, gen: Tensor, real: Tensor) -> tuple[Tensor, 
     """Decode both images whole, or the middle of both where a device's memory is too small for that."""
     try:
         return turn.decode(gen), turn.decode(real)
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
+    except OUT_OF_MEMORY:
+        pass  # its frames hold what was decoded so far: they are gone below
+    free_what_is_cached(gen.device)
     rows, columns = gen.shape[-2:]
     side = min((turn.config.decode_crop or MODEST) // turn.latent_pixels, rows, columns)
     crop = Crop((rows - side) // 2, (columns - side) // 2, side, side)

@@ -10,7 +10,7 @@ import argparse
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.demo.cli import positive
 from adt_plugin.demo.data import CLASSES, load_splits
+from adt_plugin.demo.evaluate import CERTAIN
 from adt_plugin.demo.metrics import frechet_distance, kernel_distance, precision_recall
 from benchmarks import DOCUMENTS
 from benchmarks.beds.pictures import CAPTIONS
@@ -34,9 +36,6 @@ from tinyhost.run import find_host, run_host
 
 STYLE, IMAGES = "paper", 400
 SAMPLES, STEPS, GUIDANCE = 500, (5, 10, 20), (1.0, 3.0)
-CERTAIN = 0.8
-"""Probability of the asked class from which an image counts as well-formed."""
-
 COST = 1.45
 """A run with `--adt` costs so many plain ones (docs/cost.md): plain training gets as many steps more."""
 
@@ -57,7 +56,7 @@ class Recipe:
 
     Attributes:
         steps: optimizer steps.
-        adt: further options of the command, beginning with `--adt`; none for plain training.
+        adt: further options of the command, beginning with `--adt`; none for plain training. The backbone is not among them.
     """
 
     name: str
@@ -67,8 +66,8 @@ class Recipe:
 
 def recipes(steps: int) -> tuple[Recipe, ...]:
     """Plain training and `--adt` with its defaults, for the same cost."""
-    backbone = ("--adt_backbone", str(ASSETS / "dinov2"), "--adt_disc_width", "32")  # heads shrink with the backbone
-    return Recipe("plain", round(COST * steps)), Recipe("ADT", steps, ("--adt", *backbone, "--adt_pictures_every", "20"))
+    adt = ("--adt", "--adt_disc_width", "32", "--adt_pictures_every", "20")  # heads shrink with the backbone
+    return Recipe("plain", round(COST * steps)), Recipe("ADT", steps, adt)
 
 
 def write_training_images(folder: Path) -> Path:
@@ -77,8 +76,7 @@ def write_training_images(folder: Path) -> Path:
     target = folder / "1_digits"
     target.mkdir(parents=True)
     for i, (image, label) in enumerate(zip(images[:IMAGES], labels[:IMAGES].tolist(), strict=True)):
-        pixels = ((image + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(target / f"{i:04d}.png")
+        save_image(image, target / f"{i:04d}.png")
         (target / f"{i:04d}.txt").write_text(CAPTIONS[label], encoding="utf-8")
     return folder
 
@@ -91,6 +89,7 @@ def train_lora(recipe: Recipe, seed: int, images: Path, host: Path, out: Path) -
     model = HostModel(ASSETS / "model", ASSETS / "tokenizers", "networks.lora", "sd")
     options = [str(part) for item in LORA.items() for part in item]
     options += [*FLAGS, "--max_train_steps", str(recipe.steps), "--seed", str(seed), *recipe.adt]
+    options += ["--adt_backbone", str(ASSETS / "dinov2")] if recipe.adt else []
     watch = Stopwatch()
     began = watch.now()
     run_host("train_network.py", *options, host_dir=host, model=model, images=images, output_dir=out, timeout=7200).check()
@@ -170,10 +169,14 @@ def score(network: Denoiser, vae: Any, pictures: Path | None = None) -> dict[str
 
 def save_grid(images: Tensor, path: Path, columns: int = 10) -> None:
     """Save images `(N, 3, H, W)` in [-1, 1] in rows of `columns`."""
-    rows = [torch.cat(list(row), dim=2) for row in images.split(columns)]
-    grid = ((torch.cat(rows, dim=1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
+    save_image(torch.cat([torch.cat(list(row), dim=2) for row in images.split(columns)], dim=1), path)
+
+
+def save_image(image: Tensor, path: Path) -> None:
+    """Save an image `(3, H, W)` in [-1, 1]."""
+    pixels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
 
 
 def measure(recipe: Recipe, seed: int, host: Path, pictures: Path) -> dict[str, Any]:
@@ -199,8 +202,8 @@ def run(steps: int, seeds: int, host: Path, out: Path, pictures: Path) -> dict[s
         for recipe in recipes(steps):
             label = f"{recipe.name}, {recipe.steps} steps, seed {seed}"
             cell = lambda recipe=recipe, seed=seed: measure(recipe, seed, host, pictures)  # noqa: E731
-            shown = {name: value for name, value in asdict(recipe).items() if name != "adt"}
-            found[label] = store.get_or_run(label, (settings, sorted(shown.items()), seed), cell)[0]
+            defaults = ADTConfig() if recipe.adt else None
+            found[label] = store.get_or_run(label, (settings, recipe, defaults, seed), cell)[0]
             print(
                 label,
                 found[label]["seconds"],

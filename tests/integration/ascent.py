@@ -13,17 +13,15 @@ opposite one, and the `expected` change by the gradient's own account. The run e
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from observing import run_observed
 from torch import Tensor
 
-import adt_plugin
 from adt_plugin.core.run import state
 from adt_plugin.core.turn import AdversarialTurn
 
@@ -93,9 +91,4 @@ def install(result: Path) -> None:
 
 
 if __name__ == "__main__":
-    result, script, *arguments = sys.argv[1:]
-    sys.argv = [script, *arguments]
-    sys.path[0] = str(Path(script).resolve().parent)
-    adt_plugin.register()
-    install(Path(result))
-    runpy.run_path(script, run_name="__main__")
+    run_observed(install)

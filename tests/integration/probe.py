@@ -17,15 +17,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from observing import run_observed
 from torch import Tensor
 
-import adt_plugin
 from adt_plugin.core.diffusion.unroll import noised_start, unroll
 from adt_plugin.host.batch import Idle
 from adt_plugin.host.families import Family
@@ -194,9 +192,4 @@ def install(probe: Probe) -> None:
 
 
 if __name__ == "__main__":
-    result, script, *arguments = sys.argv[1:]
-    sys.argv = [script, *arguments]
-    sys.path[0] = str(Path(script).resolve().parent)
-    adt_plugin.register()
-    install(Probe(Path(result)))
-    runpy.run_path(script, run_name="__main__")
+    run_observed(lambda result: install(Probe(result)))

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
-import adt_plugin
+from observing import run_observed
+
 from adt_plugin.core import turn as turns
 from adt_plugin.core.out_of_memory import OUT_OF_MEMORY
 from adt_plugin.core.run import rehearsal
@@ -63,11 +62,11 @@ def run_out_in_the_replay() -> None:
     turns.replay = scarce
 
 
-if __name__ == "__main__":
-    result, script, *arguments = sys.argv[1:]
-    sys.argv = [script, *arguments]
-    sys.path[0] = str(Path(script).resolve().parent)
-    adt_plugin.register()
-    limit_the_memory(Path(result))
+def install(result: Path) -> None:
+    """Limit the memory, and let it run out where `ADT_SCARCE` says."""
+    limit_the_memory(result)
     {"unroll": run_out_in_the_unroll, "replay": run_out_in_the_replay}.get(os.environ.get("ADT_SCARCE", ""), lambda: None)()
-    runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    run_observed(install)

@@ -8,13 +8,11 @@ The result is one JSON object: `moves`, how many blocks were swapped; `forward_o
 
 from __future__ import annotations
 
+import importlib
 import json
-import runpy
-import sys
-from pathlib import Path
 from typing import Any
 
-import adt_plugin
+from observing import run_observed
 
 NOTES = {"moves": 0, "forward_only": 0}
 
@@ -68,12 +66,5 @@ def emulate(utils: Any) -> None:
 
 
 if __name__ == "__main__":
-    result, script, *arguments = sys.argv[1:]
-    sys.argv = [script, *arguments]
-    sys.path[0] = str(Path(script).resolve().parent)
-    adt_plugin.register()
-    import library.custom_offloading_utils as utils
-
-    emulate(utils)
-    runpy.run_path(script, run_name="__main__")
-    Path(result).write_text(json.dumps(NOTES))
+    result = run_observed(lambda _: emulate(importlib.import_module("library.custom_offloading_utils")))
+    result.write_text(json.dumps(NOTES))

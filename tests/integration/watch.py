@@ -11,15 +11,12 @@ The result is one JSON object:
 from __future__ import annotations
 
 import json
-import runpy
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
+from observing import run_observed
 from torch import Tensor
 
-import adt_plugin
 from adt_plugin.core.diffusion import denoiser, unroll
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host.session import Session
@@ -89,10 +86,4 @@ def install() -> None:
 
 
 if __name__ == "__main__":
-    result, script, *arguments = sys.argv[1:]
-    sys.argv = [script, *arguments]
-    sys.path[0] = str(Path(script).resolve().parent)
-    adt_plugin.register()
-    install()
-    runpy.run_path(script, run_name="__main__")
-    Path(result).write_text(json.dumps(NOTES))
+    run_observed(lambda _: install()).write_text(json.dumps(NOTES))
