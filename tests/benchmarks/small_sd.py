@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -100,7 +99,7 @@ def load_denoiser() -> Denoiser:
     """The trained base: UNet and text encoder, frozen."""
     network = Denoiser()
     model = ASSETS / "model"
-    network.unet = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
+    network.unet = type(network.unet).from_pretrained(model / "unet", torch_dtype=torch.float32)
     network.text = type(network.text).from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
     return network.requires_grad_(False).eval()
 
