@@ -1,4 +1,4 @@
-"""`--blocks_to_swap` on an emulated device: the host's own offloader, order and hooks, with and without, bit for bit."""
+"""`--blocks_to_swap` on an emulated device: the host's own offloader, order and hooks, with and without: the same weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adtruns import assert_same_weights, assert_trained_with_adt, observed
+from adtruns import assert_trained_with_adt, observed
 from torch import Tensor, nn
 
 from adt_plugin.core.diffusion.unroll import Unroll
@@ -16,6 +16,9 @@ from tinyhost.families import family_of
 from tinyhost.models import HostModel, TinyModel, write_tiny_model
 
 DEPTH = 4
+ROUNDING = 1e-5
+"""Three steps move a weight by .003. Without `--adt` swapped blocks of SD3 move some 2e-6 elsewhere already: FLUX and Lumina
+are the same bit for bit."""
 SWAPPING = Path(__file__).with_name("swapping.py")
 Options = tuple[str | Path, ...]
 
@@ -70,7 +73,8 @@ def test_swapped_blocks_train_the_same_weights(
     assert notes[0]["moves"] == 0 < notes[1]["moves"]
     walks = 3 + 2  # three turns, and the followed image before the first turn and after the second
     assert notes[1]["forward_only"] in (walks, 2 * walks)  # one offloader or two
-    assert_same_weights(*runs)
+    kept, swapped = (run.saved() for run in runs)
+    torch.testing.assert_close(swapped, kept, rtol=0, atol=ROUNDING)
 
 
 class Offloader:
