@@ -6,6 +6,7 @@ A field of a group *is* an option: whatever shows options (a command line, a fil
 
 from __future__ import annotations
 
+import math
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def _seed_option() -> Any:
 
 @dataclass(frozen=True)
 class TurnConfig(_Options):
-    """What `AdversarialTurn` reads: how strong, how long, how often, and the training of the discriminator's heads.
+    """What `AdversarialTurn` reads: how strong, how long, how often, how guided, and the training of the discriminator's heads.
 
     Raises:
         ConfigError: a value is out of range or two values contradict each other; the message names the flag.
@@ -114,6 +115,12 @@ class TurnConfig(_Options):
         "展開開始位置の上限",
         low=0.0,
         high=1.0,
+    )
+    cfg_scale: str | float = option(
+        "1.0",
+        "classifier-free guidance while a turn walks, against the empty prompt: a scale from 1 to 50, or two with a colon, as "
+        "in 1:7, between which every turn draws its own; above 1 every step costs twice",
+        "展開時のCFGスケール（1～50、または1:7のような範囲からターンごとに抽選、1より大きいと2倍の計算）",
     )
     every: int = option(
         1,
@@ -185,7 +192,22 @@ class TurnConfig(_Options):
             )
         if self.decode_crop % 8:
             raise ConfigError(f"--adt_decode_crop must be a multiple of 8, such as 224 or 256; got {self.decode_crop}.")
-        _ = self.beta_pair  # parse now, so that errors come before models are loaded
+        _ = self.beta_pair, self.guidance_scales  # parse now, so that errors come before models are loaded
+
+    @property
+    def guidance_scales(self) -> tuple[float, float]:
+        """The least and the greatest scale that a turn may be guided with, in [1, 50]; equal where only one is given."""
+        low, colon, high = str(self.cfg_scale).partition(":")
+        try:
+            scales = float(low), float(high if colon else low)
+        except ValueError:
+            scales = (math.nan, math.nan)
+        if not 1 <= scales[0] <= scales[1] <= 50:  # a NaN fails every comparison
+            raise ConfigError(
+                "--adt_cfg_scale needs a number from 1 to 50, such as 3, or two with a colon and no space, the lower one "
+                f"first, such as 1:7; got {self.cfg_scale!r}."
+            )
+        return scales
 
     @property
     def beta_pair(self) -> tuple[float, float]:
@@ -282,7 +304,7 @@ class DiscriminatorConfig(_Options):
 
 @dataclass(frozen=True)
 class RunConfig(_Options):
-    """What is read by whoever sets up a run: its adversarial part, sampler, guidance, decoder, what is watched and saved.
+    """What is read by whoever sets up a run: its adversarial part, sampler, decoder, what is watched and saved.
 
     Raises:
         ConfigError: a value is out of range; the message names the flag.
@@ -319,13 +341,6 @@ class RunConfig(_Options):
         "フローモデルの推論グリッドのシフト（0はsd-scriptsのサンプリングと同じ値）",
         low=0.0,
         high=100.0,
-    )
-    cfg_scale: float = option(
-        1.0,
-        "classifier-free guidance while a turn walks, against the empty prompt; above 1 every step costs twice",
-        "展開時のCFGスケール（1より大きいと2倍の計算）",
-        low=1.0,
-        high=50.0,
     )
     train_text_encoder: bool = option(
         False,

@@ -48,7 +48,7 @@ class Share:
 
 def calls_per_step(config: ADTConfig) -> int:
     """Return the denoiser calls in one step of the unroll: guidance needs two."""
-    return 2 if config.cfg_scale > 1 else 1
+    return 2 if config.guidance_scales[1] > 1 else 1
 
 
 def turn_shares(parts: Parts, config: ADTConfig, start: int) -> Iterator[Share]:

@@ -24,6 +24,7 @@ class TurnReport:
         turn: counts from 1.
         warmup: the discriminator trained alone.
         start: s in 1..m, the number of steps unrolled.
+        cfg_scale: the guidance scale of all its denoiser calls; 1 without guidance.
         grad_positions: positions in the unroll (0 is the first step walked) that carried gradient.
         loss_g, loss_d: losses of the two sides.
         score_real, score_gen: mean scores of positive and negative pairs.
@@ -40,6 +41,7 @@ class TurnReport:
     turn: int
     warmup: bool
     start: int
+    cfg_scale: float
     grad_positions: list[int]
     loss_g: float
     loss_d: float

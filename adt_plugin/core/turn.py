@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adt_plugin.core.config import TurnConfig
 from adt_plugin.core.diffusion import unroll as unrolling
 from adt_plugin.core.diffusion.balance import GradientBalance, at_least_float32
-from adt_plugin.core.diffusion.denoiser import Denoiser
+from adt_plugin.core.diffusion.denoiser import Denoiser, at_scale, scale_of
 from adt_plugin.core.diffusion.gradient_path import Backward, Candidate, choose_grad_positions, leaf_gradients, replay
 from adt_plugin.core.diffusion.memory import GraphMemory
 from adt_plugin.core.diffusion.passes import passes_for
@@ -198,10 +198,11 @@ class AdversarialTurn:
         with clock.naming_the_stage(), preserved_rng(), torch.enable_grad():
             with clock.stage("unroll"):
                 # s ~ U{1..m};  x_s = alpha_s x_0 + sigma_s eps;  M subset of {1..s}, |M| <= K
+                denoiser, unroll_denoiser = self._guided(denoiser, unroll_denoiser or denoiser)
                 start, noised = self._noised(clean)
                 positions = self._draw_grad_positions(start)
                 # for i = s..1:  o_i = f(sg(x_i), t_i, c);  x_{i-1} = S(x_i, o_i)
-                path = self._walk(denoiser, unroll_denoiser or denoiser, noised, start, positions)
+                path = self._walk(denoiser, unroll_denoiser, noised, start, positions)
             crop, measures = self._draw_crop(clean, mask), bool(positions)
             with self.offload.resident(clean.device):
                 with clock.stage("decode"):
@@ -235,7 +236,16 @@ class AdversarialTurn:
             self._step_heads(features, sound and not overflows)
         values = {"loss_g": loss_g, "loss_d": loss_d, "score_real": score_real, "score_gen": score_gen}
         values |= {"distance": feature_distance(*windows)}
-        return self._report(values, gradients, sound, start, clock, (gen, real, scores), overflows, torch.stack(windows))
+        drawn = (start, scale_of(denoiser))
+        return self._report(values, gradients, sound, drawn, clock, (gen, real, scores), overflows, torch.stack(windows))
+
+    def _guided(self, denoiser: Denoiser, unroll_denoiser: Denoiser) -> tuple[Denoiser, Denoiser]:
+        """Return both at one guidance scale w ~ U[low, high], the same on every process; as they are without a range."""
+        low, high = self.config.guidance_scales
+        if low == high:
+            return denoiser, unroll_denoiser
+        scale = low + (high - low) * float(torch.rand((), generator=self.path_generator))
+        return at_scale(denoiser, scale), at_scale(unroll_denoiser, scale)
 
     def _noised(self, clean: Tensor) -> tuple[int, Tensor]:
         """Draw the start s, the same on every process, and the noise, another on each."""
@@ -332,7 +342,7 @@ class AdversarialTurn:
         values: dict[str, Tensor],
         gradients: GeneratorGradients,
         sound: bool,
-        start: int,
+        drawn: tuple[int, float],
         clock: StageClock,
         images: tuple[Tensor, Tensor, Tensor],
         overflows: bool,
@@ -350,7 +360,8 @@ class AdversarialTurn:
         return TurnReport(
             turn=turn,
             warmup=warmup,
-            start=start,
+            start=drawn[0],
+            cfg_scale=drawn[1],
             grad_positions=list(gradients.vectors),
             step_grad_norms=step_grad_norms,
             skipped=not sound,

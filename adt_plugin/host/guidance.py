@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adt_plugin.core.config import TurnConfig
 from adt_plugin.core.diffusion.denoiser import Denoiser, Guided
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.rng import preserved_rng
@@ -35,7 +36,7 @@ class Guidance:
     """Classifier-free guidance of one run.
 
     Args:
-        scale: above 1.
+        scale: above 1, of everything that draws none of its own.
 
     Raises:
         ConfigError: this version of the host has no encoding strategies.
@@ -48,6 +49,16 @@ class Guidance:
         self.scale, self.strategies = scale, strategies
         self.encoded: list[Any] = []
         self.encoders: set[int] = set()
+
+    @classmethod
+    def from_config(cls, config: TurnConfig) -> Guidance | None:
+        """Return a run's guidance, or None. Where turns draw their scales from a range, it is at the middle of it.
+
+        Raises:
+            ConfigError: this version of the host has no encoding strategies.
+        """
+        low, high = config.guidance_scales
+        return cls((low + high) / 2) if high > 1 else None
 
     def install(self, undos: ExitStack) -> None:
         """Listen to both places, until `undos` is closed.

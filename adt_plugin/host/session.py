@@ -97,7 +97,7 @@ class Session:
     def __init__(self, config: ADTConfig, args: argparse.Namespace, family: Family) -> None:
         self.config, self.args, self.family = config, args, family
         self.models = Models.load(config, family)
-        self.guidance = Guidance(config.cfg_scale) if config.cfg_scale > 1 else None
+        self.guidance = Guidance.from_config(config)
         self.trained_range = trained_range(args, family)  # read once: the host's validation changes its arguments
         self.weighs, self.vae_seam = weighs_images(args), family.vae[0]
         self.found, self.undos = Findings(), contextlib.ExitStack()

@@ -87,6 +87,17 @@ def test_toml_values_of_another_type_are_converted() -> None:
     assert (config.block_indices, config.augmentations) == ((2, 4), ("color", "shift"))
 
 
+@pytest.mark.parametrize(("given", "scales"), [("3", (3.0, 3.0)), ("1:7", (1.0, 7.0)), ("2.5:2.5", (2.5, 2.5))])
+def test_guidance_is_a_scale_or_a_range(given: str, scales: tuple[float, float]) -> None:
+    assert parse("--adt_cfg_scale", given).guidance_scales == parse(adt_cfg_scale=given).guidance_scales == scales
+
+
+def test_a_scale_is_a_number_of_toml_too() -> None:
+    assert parse(adt_cfg_scale=3).guidance_scales == parse(adt_cfg_scale=3.0).guidance_scales == (3.0, 3.0)
+    with pytest.raises(ConfigError, match="two with a colon"):
+        parse(adt_cfg_scale=[1, 7])
+
+
 def test_the_command_line_wins_over_toml() -> None:
     assert parse("--adt_steps", "3", adt_steps=7).steps == 3
 
@@ -120,6 +131,14 @@ def test_an_unknown_toml_key_names_the_nearest(key: str, nearest: str) -> None:
         ("decode_dtype", "fp16"),
         ("disc_betas", "0.9"),
         ("disc_betas", "0.9,1.0"),
+        ("cfg_scale", 0.5),
+        ("cfg_scale", 51),
+        ("cfg_scale", "7:1"),
+        ("cfg_scale", "1:nan"),
+        ("cfg_scale", "1:"),
+        ("cfg_scale", ":7"),
+        ("cfg_scale", "1,7"),
+        ("cfg_scale", "1:3:7"),
         ("blocks", "0,3"),
         ("blocks", "three"),
         ("augment", "color,flip"),

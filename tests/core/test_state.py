@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.diffusion.denoiser import Guided
 from adt_plugin.core.run import state
 from adt_plugin.core.turn import AdversarialTurn
 from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
@@ -25,7 +26,8 @@ class Loop:
     """The core's own training loop: a network with dropout, its optimizer, and the turns."""
 
     def __init__(self) -> None:
-        self.net, self.turn = ToyDenoiser(dropout=0.2), toy_turn(warmup=2)
+        self.net, self.turn = ToyDenoiser(dropout=0.2), toy_turn(warmup=2, cfg_scale="1:7")
+        self.scales: list[float] = []
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-2)
         self.step = 0
 
@@ -36,7 +38,10 @@ class Loop:
             torch.manual_seed(1000 + self.step)  # the host's own draws
             latents = toy_latents(seed=self.step)
             diffusion_backward(self.turn, self.net, latents)
-            losses.append(self.turn(self.net, latents).loss_d)
+            guided = Guided(self.net, lambda x, t: self.net(x + 0.5, t), 4.0)
+            report = self.turn(guided, latents)
+            losses.append(report.loss_d)
+            self.scales.append(report.cfg_scale)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1
@@ -64,6 +69,7 @@ def test_three_steps_and_three_resumed_ones_are_six(tmp_path: Path) -> None:
     resumed.step = read.manifest.step
     assert_same(tensors(resumed.turn), tensors(half.turn))
     assert resumed.run(3) == losses[3:]
+    assert half.scales + resumed.scales == whole.scales and len(set(whole.scales)) == 6
     assert_same(tensors(resumed.turn), tensors(whole.turn))
     assert_same(dict(resumed.net.named_parameters()), dict(whole.net.named_parameters()))
     assert resumed.turn.turns == 6

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from adt_plugin.core.diffusion.denoiser import Denoiser
+from adt_plugin.core.diffusion.denoiser import Denoiser, Guided
 from adt_plugin.core.diffusion.samplers import Sampler
 from adt_plugin.core.diffusion.unroll import Unroll, unroll
 from adt_plugin.core.report import STAGES
@@ -110,6 +110,34 @@ def test_kept_graphs_change_the_calls_of_a_turn_and_not_its_gradient() -> None:
     (low, low_calls), (fast, fast_calls) = after_a_turn("low"), after_a_turn("fast")
     assert (low_calls, fast_calls) == (1 + 5 + 2, 1 + 5)
     torch.testing.assert_close(fast, low, rtol=1e-4, atol=1e-6)
+
+
+def guided(net: ToyDenoiser, scale: float) -> Guided:
+    return Guided(net, lambda x, t: net(x + 0.5, t), scale)
+
+
+@pytest.mark.parametrize("memory", ["low", "fast"])
+def test_all_of_a_turn_is_guided_with_the_scale_that_it_has_drawn_and_reports(memory: str) -> None:
+    """Bit for bit what a turn does at that scale alone; nothing else is drawn here from the path's generator."""
+    options: dict[str, object] = {"grad_mask": "all", "start_min": 1.0, "memory": memory}
+    turn, net, other = toy_turn(cfg_scale="2:7", **options), ToyDenoiser(), ToyDenoiser()
+    diffusion_backward(turn, net, toy_latents())
+    report = turn(guided(net, 1.0), toy_latents(), unroll_denoiser=guided(net, 1.0))
+    assert 2 < report.cfg_scale < 7
+    fixed = toy_turn(**options)
+    diffusion_backward(fixed, other, toy_latents())
+    assert fixed(guided(other, report.cfg_scale), toy_latents()).cfg_scale == report.cfg_scale
+    assert torch.equal(net.gradients(), other.gradients())
+
+
+def test_every_turn_draws_its_own_scale() -> None:
+    turn, net = toy_turn(cfg_scale="1:7", weight=0.0), ToyDenoiser()
+    scales = [turn(guided(net, 4.0), toy_latents()).cfg_scale for _ in range(20)]
+    assert len(set(scales)) == 20 and 1 <= min(scales) < 3 and 5 < max(scales) <= 7
+
+
+def test_a_turn_without_guidance_reports_a_scale_of_one() -> None:
+    assert one_step(toy_turn(), ToyDenoiser())[2].cfg_scale == 1.0
 
 
 def test_kept_graphs_are_made_by_the_denoiser_and_the_others_by_its_cheaper_form() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.host import conventions, guidance
 from adt_plugin.host.calls import DenoiserCall
@@ -144,6 +145,12 @@ def test_the_guided_prediction_combines_prompt_and_empty_prompt(host: ModuleType
     listener.encoded = [torch.full((1, 3, 5), 1.0, dtype=torch.float64)]
     guided = listener.guided(captured(torch.full((2, 3, 5), 2.0)), lambda call: call)
     assert guided(torch.zeros(2, 4, 2, 2), torch.zeros(2)).unique().tolist() == [1.0 + 3.0 * (2.0 - 1.0)]
+
+
+@pytest.mark.parametrize(("given", "scale"), [("1.0", None), ("3", 3.0), ("1:7", 4.0), ("1:1", None)])
+def test_a_run_is_guided_where_a_scale_above_one_is_possible(host: ModuleType, given: str, scale: float | None) -> None:
+    listener = Guidance.from_config(ADTConfig(cfg_scale=given))
+    assert (listener.scale if listener else None) == scale
 
 
 def test_guidance_without_an_empty_prompt_is_said(host: ModuleType) -> None:

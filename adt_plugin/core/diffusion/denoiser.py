@@ -25,12 +25,27 @@ class Guided:
     """
 
     def __init__(self, conditional: Denoiser, unconditional: Denoiser, scale: float) -> None:
-        self.parts = ((scale, conditional), (1.0 - scale, unconditional))
+        self.scale, self.parts = scale, ((scale, conditional), (1.0 - scale, unconditional))
+
+    def at(self, scale: float) -> Guided:
+        """Return the same two predictions, mixed at another scale."""
+        (_, conditional), (_, unconditional) = self.parts
+        return Guided(conditional, unconditional, scale)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the guided prediction `(B, C, h, w)`."""
         (weight, first), (other_weight, second) = self.parts
         return weight * first(x, t) + other_weight * second(x, t)
+
+
+def at_scale(denoiser: Denoiser, scale: float) -> Denoiser:
+    """Return a guided denoiser at another scale, and any other one as it is."""
+    return denoiser.at(scale) if isinstance(denoiser, Guided) else denoiser
+
+
+def scale_of(denoiser: Denoiser) -> float:
+    """Return the guidance scale of a denoiser; 1 where it is not guided."""
+    return denoiser.scale if isinstance(denoiser, Guided) else 1.0
 
 
 def parts_of(denoiser: Denoiser) -> tuple[tuple[float, Denoiser], ...]:

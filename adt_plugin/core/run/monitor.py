@@ -31,7 +31,7 @@ IN_BAR = ("adt/distance", "adt/loss_d")
 """Of these, what a progress bar has room for."""
 
 ROW = (
-    *("turn", "warmup", *SHOWN, "grad_positions"),
+    *("turn", "warmup", *SHOWN, "cfg_scale", "grad_positions"),
     *("grad_norm_raw", "grad_norm_diffusion", "step_grad_norms", "skipped", "seconds"),
 )
 """Fields of a report that make a row."""
