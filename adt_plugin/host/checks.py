@@ -28,9 +28,14 @@ REFUSED = {
     "deepspeed": "steps the optimizer inside every backward pass: train without it",
     "network_train_text_encoder_only": "leaves no denoiser parameter to train: train the U-Net as well",
     "train_inpainting": "gives the U-Net channels that the unroll does not have: train without it",
-    "torch_compile": "has not been tested with the unroll yet: train without it",
 }
 """Host options that are refused, and why."""
+
+CAPTURES_CALLS = {
+    "dynamo_backend": ("torch_compile", ("cudagraphs",)),
+    "compile_mode": ("compile", ("reduce-overhead", "max-autotune")),
+}
+"""Options that compile with CUDA graphs: what switches them on, and their values that do."""
 
 STEPS_INSIDE = "steps the optimizer inside the backward pass"
 
@@ -79,6 +84,7 @@ def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
     for name, reason in REFUSED.items():
         if getattr(args, name, False):
             raise ConfigError(f"--{name} cannot be combined with --adt, because it {reason}, or remove --adt.")
+    _check_compile(args)
     _check_output(args)
     _check_learning_rate(args)
     _check_grid(args, config, family)
@@ -192,6 +198,17 @@ def _items(settings: object) -> Iterator[tuple[str, object]]:
     elif isinstance(settings, list):
         for value in settings:
             yield from _items(value)
+
+
+def _check_compile(args: argparse.Namespace) -> None:
+    """Refuse CUDA graphs: the outputs of all of an unroll's calls would lie in the same memory."""
+    for name, (switch, values) in CAPTURES_CALLS.items():
+        value = getattr(args, name, None)
+        if getattr(args, switch, False) and value in values:
+            raise ConfigError(
+                f"--{name} {value} captures CUDA graphs, in which each call's output takes the place of the last one's, and a "
+                f"turn keeps several: leave --{name} at its default."
+            )
 
 
 def _check_output(args: argparse.Namespace) -> None:

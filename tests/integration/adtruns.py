@@ -9,13 +9,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
 
 from adt_plugin import __version__
 from tinyhost.models import HostModel
 from tinyhost.run import CompletedRun, host_arguments, host_environment, run_to_end
 
 NUMBERS = ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")
+
+
+def slow(*case: object) -> Any:
+    """A parametrized case that the whole suite leaves out, but for `-m slow`."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+def host_mentions(host_dir: Path, word: str) -> bool:
+    """True if a module of the host's library has the word in it."""
+    return any(word in path.read_text(encoding="utf-8") for path in (host_dir / "library").glob("*.py"))
 
 
 def rows(run: CompletedRun) -> list[dict[str, Any]]:
@@ -36,14 +48,21 @@ def assert_trained_with_adt(run: CompletedRun, turns: int) -> None:
 
 
 def observed(
-    observer: Path, script: str, options: Sequence[object], host_dir: Path, model: HostModel, images: Path, out: Path
+    observer: Path,
+    script: str,
+    options: Sequence[object],
+    host_dir: Path,
+    model: HostModel,
+    images: Path,
+    out: Path,
+    timeout: float = 200,
 ) -> tuple[CompletedRun, Any]:
-    """Run a script of the host under `probe.py`, `watch.py` or `ascent.py`; the run, and what that has written as JSON."""
+    """Run a script of the host under `probe.py`, `watch.py` or another; the run, and what that has written as JSON."""
     arguments = [*host_arguments(script, model, images, out), "--adt", *options]
     environment = host_environment(model.family, out, hub_cache=model.tokenizers)
     result = out / f"{observer.stem}.json"
     command = [sys.executable, observer, result, script, *arguments]
-    completed = CompletedRun(*run_to_end([str(part) for part in command], host_dir, environment, 200), out)
+    completed = CompletedRun(*run_to_end([str(part) for part in command], host_dir, environment, timeout), out)
     return completed.check(), json.loads(result.read_text())
 
 
@@ -52,3 +71,15 @@ def assert_same_weights(first: CompletedRun, second: CompletedRun) -> None:
     a, b = first.check().saved(), second.check().saved()
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def relative_difference(first: CompletedRun, second: CompletedRun, without_turns: CompletedRun) -> float:
+    """Between two runs' weights, over what turns did to those of the first."""
+    a, b, idle = (flat_weights(run) for run in (first, second, without_turns))
+    return float((a - b).norm() / (a - idle).norm())
+
+
+def flat_weights(run: CompletedRun) -> Tensor:
+    """All that a run saved, as one vector."""
+    saved = sorted(run.check().saved().items())
+    return torch.cat([tensor.double().flatten() for _, tensor in saved if tensor.is_floating_point()])

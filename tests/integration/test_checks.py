@@ -161,6 +161,17 @@ def test_a_run_without_any_of_them_hears_nothing(monkeypatch: pytest.MonkeyPatch
     assert warnings_without_adt(monkeypatch, caplog, adt_every=1, config_file="no/such/file") == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "switch", "value"),
+    [(name, switch, value) for name, (switch, values) in checks.CAPTURES_CALLS.items() for value in values],
+)
+def test_a_compiler_that_captures_cuda_graphs(monkeypatch: pytest.MonkeyPatch, name: str, switch: str, value: str) -> None:
+    message = refused(monkeypatch, ADTConfig(), **{switch: True, name: value})
+    assert message.startswith(f"--{name} {value} captures CUDA graphs") and message.endswith(f"leave --{name} at its default.")
+    checks.check_host_options(host_args(**{switch: False, name: value}), ADTConfig())
+    checks.check_host_options(host_args(**{switch: True, name: "eager"}), ADTConfig())
+
+
 def test_no_place_for_rows_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--output_dir" in refused(monkeypatch, ADTConfig(), output_dir=None)
 

@@ -1,4 +1,7 @@
-"""A compiled denoiser: a handful of graphs, however many turns, and the gradient of the one that is not compiled."""
+"""A compiled denoiser: a handful of graphs, however many turns, and the gradient of the one that is not compiled.
+
+First a network in miniature, then the host's own two ways: `--torch_compile`, and Anima's `--compile` block by block.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,28 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from adtruns import assert_same_weights, assert_trained_with_adt, observed, slow
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from adt_plugin.core.diffusion.denoiser import call_seeded, call_with_graph
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host import conventions
 from adt_plugin.host.calls import DenoiserCall
+from tinyhost.families import family_of
+from tinyhost.models import TinyModel
+from tinyhost.run import SCRIPT, TinyRun
 from toys import ToyDenoiser, toy_latents, toy_turn
 
 PYTORCHS_OWN = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 Compile = Callable[[nn.Module, CompileCounterWithBackend], nn.Module]
 Options = tuple[str | Path, ...]
+
+COMPILING = Path(__file__).with_name("compiling.py")
+ANIMA = "anima_train_network.py"
+FOUR_STEPS = ("--max_train_steps", "4")
+LONG = 1500
+"""Seconds that a run may take which compiles: one of ten seconds becomes one of a minute."""
 
 
 class Block(nn.Module):
@@ -119,3 +133,57 @@ def test_inductor_gives_the_same_gradient(compiled_as: Compile) -> None:
             batch_with_a_turn(turn, network, number)
     found, expected = (torch.cat([p.grad.flatten() for p in network.parameters()]) for network in (compiled, plain))  # type: ignore[union-attr]
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+class Dropping(Network):
+    """Drops in eval mode as well, as a LoRA does, which is no part of the network that the unroll puts into that mode."""
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return F.dropout(super().forward(x, t, context), 0.5)
+
+
+def test_a_replay_draws_the_dropout_of_the_unroll() -> None:
+    """They are two graphs."""
+    network = torch.compile(Dropping(), backend="eager")
+    arguments = (toy_latents(), torch.full((2,), 300), torch.ones(2, 3, 4))
+    call = DenoiserCall.captured(network, arguments, {}, conventions.SD, contextlib.nullcontext)
+    with torch.no_grad():
+        walked, other = (call_seeded(call.without_checkpointing, toy_latents(), torch.tensor(300), seed) for seed in (1, 2))
+    replayed = call_with_graph(call, toy_latents(), torch.tensor(300), 1)
+    torch.testing.assert_close(replayed.detach(), walked)
+    assert float((walked == 0).float().mean()) > 0.2 and not torch.equal(walked == 0, other == 0)
+
+
+# Through the host
+
+
+WHOLE = ("--torch_compile", "--dynamo_backend", "eager")
+BY_BLOCK = ("--compile", "--compile_backend", "eager")
+
+
+@pytest.mark.parametrize(
+    ("script", "compiled_by", "options"),
+    [
+        (ANIMA, BY_BLOCK, ()),
+        slow(SCRIPT, WHOLE, ()),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_a_compiled_run_has_the_weights_of_the_one_that_is_not(
+    host_dir: Path, run_tiny: TinyRun, tiny_model: TinyModel, tiny_images: Path, adt_options: Options, tmp_path: Path,
+    script: str, compiled_by: Options, options: Options, cell: Callable[..., None],
+) -> None:  # fmt: skip
+    """Bit for bit; `compiling.py` ends a run in which something is compiled too often to be compiled at all, and counts the
+    rest: no graph is new after the first turn that trains the denoiser, which is the second."""
+    cell(script, " ".join(map(str, (*compiled_by, *options))))
+    skip_what_the_host_lacks(host_dir, compiled_by)
+    given, places = (*FOUR_STEPS, *adt_options, *options), (host_dir, tiny_model(family_of(script)), tiny_images, tmp_path)
+    compiled, graphs = observed(COMPILING, script, (*given, *compiled_by), *places, timeout=LONG)
+    assert_trained_with_adt(compiled, turns=4)
+    assert 0 < graphs[0] <= graphs[1] == graphs[2] == graphs[3]
+    assert_same_weights(compiled, run_tiny(*given, script=script))
+
+
+def skip_what_the_host_lacks(host_dir: Path, options: Options) -> None:
+    if "--compile" in options and not (host_dir / "library" / "compile_utils.py").is_file():
+        pytest.skip("this version of sd-scripts compiles no block by itself")

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from adtruns import assert_same_weights, assert_trained_with_adt
-from torch import Tensor
+from adtruns import assert_same_weights, assert_trained_with_adt, relative_difference
 
-from tinyhost.run import CompletedRun, TinyRun
+from tinyhost.run import TinyRun
 
 Cell = Callable[..., None]
 Options = tuple[str | Path, ...]
@@ -19,16 +18,6 @@ ADAFACTOR = ("--optimizer_type", "adafactor", "--optimizer_args", "relative_step
 ADAFACTOR += ("warmup_init=False", "eps=(0.01,0.001)", "--learning_rate", "0.1")  # else rounding takes a zero gradient's sign
 SGD = ("--optimizer_type", "SGD", "--learning_rate", "0.01")
 UNCLIPPED = ("--max_train_steps", "3", "--max_grad_norm", "0")  # the fused optimizers clip each parameter by itself
-
-
-def weights(run: CompletedRun) -> Tensor:
-    """All that was saved, as one vector."""
-    return torch.cat([tensor.double().flatten() for _, tensor in sorted(run.saved().items()) if tensor.is_floating_point()])
-
-
-def difference(first: CompletedRun, second: CompletedRun, without_turns: CompletedRun) -> float:
-    """Between two runs' weights, over what turns did to those of the first."""
-    return float((weights(first) - weights(second)).norm() / (weights(first) - weights(without_turns)).norm())
 
 
 @pytest.mark.parametrize(
@@ -51,7 +40,7 @@ def test_an_optimizer_that_steps_inside_the_pass_trains_as_it_does_after_it(
     assert_trained_with_adt(inside, turns=3)
     after = run_tiny(*options, "--adt_memory", "low", script=script)
     idle = run_tiny(*options, "--adt_weight", "0", script=script)
-    assert difference(inside.check(), after.check(), idle.check()) < 0.01
+    assert relative_difference(inside, after, idle) < 0.01
 
 
 def test_they_are_refused_with_passes_of_the_turns_own(run_tiny: TinyRun, adt_options: Options) -> None:
@@ -77,7 +66,7 @@ def test_turns_train_a_loras_text_encoder_only_if_asked(run_tiny: TinyRun, adt_o
     )
     idle = run_tiny(*options, "--adt_weight", "0").check()
     assert_trained_with_adt(trained, turns=3)
-    assert difference(own, joined, idle) < 0.01
+    assert relative_difference(own, joined, idle) < 0.01
     of_encoder = [name for name in own.saved() if name.startswith("lora_te") and "lora_up" in name]
     moved = {run: torch.cat([run.saved()[name].flatten() for name in of_encoder]) for run in (own, joined, trained)}
     turned = (moved[trained] - moved[joined]).norm() / moved[joined].norm()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adtruns import NUMBERS, assert_same_weights, assert_trained_with_adt, rows
+from adtruns import NUMBERS, assert_same_weights, assert_trained_with_adt, host_mentions, rows
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -189,10 +189,6 @@ def test_fp16_trains_once_the_loss_scaler_has_found_its_scale(
     assert len(turns) == 6 and 0 < skipped < 4 and numbers[skipped:] == list(range(1, 7 - skipped))
     assert [row["warmup"] for row in turns] == [number == 1 for number in numbers]
     assert not any(row["skipped"] for row in turns) and all(row["grad_norm"] > 0 for row in turns if row["turn"] > 1)
-
-
-def host_mentions(host_dir: Path, word: str) -> bool:
-    return any(word in path.read_text(encoding="utf-8") for path in (host_dir / "library").glob("*.py"))
 
 
 def test_two_aspect_ratios_through_the_launcher_module(

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
-from adtruns import assert_same_weights, assert_trained_with_adt, rows
+from adtruns import assert_same_weights, assert_trained_with_adt, host_mentions, rows, slow
 
 from adt_plugin.host.families import FAMILIES, SD, SD3, SDXL
 from tinyhost.models import TinyModel
@@ -69,8 +70,9 @@ def network(module: str, *arguments: str) -> Options:
 LYCORIS = "preset=attn-mlp"  # without a preset LyCORIS 4.1 stops the plain host on SD 1.x: duplicated names
 SD_LORA, SDXL_LORA, SD3_LORA, FLUX_LORA = (f"{prefix}train_network.py" for prefix in ("", "sdxl_", "sd3_", "flux_"))
 
-COMBINATIONS: list[tuple[str, Options]] = [
+COMBINATIONS: list[Any] = [
     (SD_LORA, network("networks.lora", "conv_dim=4", "loraplus_lr_ratio=4")),
+    (SD_LORA, network("networks.lora", "down_lr_weight=sine", "mid_lr_weight=0.5", "up_lr_weight=1,1,1,1,1,1,0,0,0,0,0,0")),
     (SD_LORA, network("networks.lora_fa")),
     (SD_LORA, network("networks.dylora")),
     (SD_LORA, network("networks.oft")),
@@ -83,6 +85,8 @@ COMBINATIONS: list[tuple[str, Options]] = [
     (SD_LORA, network("lycoris.kohya", "algo=boft", LYCORIS)),
     (SD_LORA, network("lycoris.kohya", "algo=glora", LYCORIS)),
     (SD_LORA, network("lycoris.kohya", "algo=diag-oft", LYCORIS, "dropout=0.1", "rank_dropout=0.1", "module_dropout=0.1")),
+    slow(SD_LORA, network("lycoris.kohya", "algo=ia3", LYCORIS)),
+    slow(SD_LORA, network("lycoris.kohya", "algo=lokr", LYCORIS, "rank_dropout=0.1", "module_dropout=0.1")),
     (SD_LORA, ("--cache_latents_to_disk",)),
     (SD_LORA, ("--mixed_precision", "bf16", "--full_bf16")),
     (SD_LORA, ("--weighted_captions",)),
@@ -99,6 +103,7 @@ COMBINATIONS: list[tuple[str, Options]] = [
     (SDXL_LORA, (*CACHED_PROMPTS, "--cache_latents", "--adt_cfg_scale", "3")),
     (SDXL_LORA, ("--mixed_precision", "bf16", "--full_bf16", "--gradient_checkpointing")),
     (SDXL_LORA, (*network("networks.oft"), "--gradient_checkpointing")),
+    slow("sdxl_train.py", ("--block_lr", ",".join(["1e-3"] * 12 + ["1e-4"] * 11))),
     ("sdxl_train.py", ("--train_text_encoder", "--mixed_precision", "bf16", "--full_bf16")),
     (SD3_LORA, (*CACHED_PROMPTS, "--mixed_precision", "bf16", "--adt_cfg_scale", "3")),
     (SD3_LORA, (*CACHED_PROMPTS, "--mixed_precision", "bf16", "--fp8_base")),
@@ -128,22 +133,25 @@ def test_combinations_train(
     assert_trained_with_adt(run_tiny(*TWO_STEPS, *adt_options, *options, script=script), turns=2)
 
 
-@pytest.mark.parametrize("options", [("Prodigy", "--learning_rate", "1"), ("AdamW8bit",)], ids=title)
-def test_optimizers_of_other_packages_train(run_tiny: TinyRun, adt_options: Options, options: Options, cell: Cell) -> None:
+OF_ITS_OWN_RATE = ("--learning_rate", "1")
+
+OPTIMIZERS: list[Any] = [
+    ("prodigyopt", ("Prodigy", *OF_ITS_OWN_RATE)),
+    ("bitsandbytes", ("AdamW8bit",)),
+]
+"""The package that the host imports for each, and its options."""
+
+
+@pytest.mark.parametrize(("package", "options"), OPTIMIZERS, ids=title)
+def test_optimizers_of_other_packages_train(
+    run_tiny: TinyRun, adt_options: Options, package: str, options: Options, host_dir: Path, cell: Cell
+) -> None:
     given = ("--optimizer_type", *options)
     cell(SD_LORA, " ".join(map(str, given)))
-    skip_what_is_not_installed(given)
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    skip_what_the_host_lacks(host_dir, given)
     assert_trained_with_adt(run_tiny(*TWO_STEPS, *adt_options, *given), turns=2)
-
-
-PACKAGES = {"8bit": "bitsandbytes", "Prodigy": "prodigyopt"}
-
-
-def skip_what_is_not_installed(options: Options) -> None:
-    """Optimizers of packages that sd-scripts imports only where they are asked for."""
-    for word, package in PACKAGES.items():
-        if word in str(options[1]) and find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
 
 
 def skip_what_the_host_lacks(host_dir: Path, options: Options) -> None:
@@ -153,6 +161,8 @@ def skip_what_the_host_lacks(host_dir: Path, options: Options) -> None:
             pytest.skip(f"this version of sd-scripts has no {word}")
         if word == "--adt_cfg_scale" and not (host_dir / "library" / "strategy_base.py").is_file():
             pytest.skip("this version of sd-scripts has no encoding strategies")
+        if word.endswith("ScheduleFree") and not host_mentions(host_dir, "schedulefree"):
+            pytest.skip("this version of sd-scripts has no schedule-free optimizers")
 
 
 # Off is off, and looking on changes nothing, in every family of the paper
