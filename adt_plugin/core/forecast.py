@@ -142,7 +142,7 @@ COUNTED = {
     "flux": Counted("FLUX.1", 1024, 74.832, 247.216),
     "chroma": Counted("Chroma", 1024, 74.804, 246.868),
     "lumina": Counted("Lumina Image 2.0", 1024, 22.325, 73.934),
-    "anima": Counted("Anima", 1024, 18.081, 60.766, 0.351, 0.861),
+    "anima": Counted("Anima", 1024, 18.081, 60.766, 0.706, 1.767),
     "hunyuan": Counted("HunyuanImage-2.1", 2048, 120.726, 397.951, 0.670, 1.637),
 }
 """Every model of `cost` by its name there; a test counts them again."""

@@ -16,7 +16,7 @@ from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.forecast import total, turn_shares
 from adt_plugin.core.schedule import start_range
 from adt_plugin.core.stopwatch import Stopwatch
-from adt_plugin.cost.count import counted_parts, counted_peaks
+from adt_plugin.cost.count import counted
 from adt_plugin.cost.detect import detect
 from adt_plugin.cost.measure import device_name, measure_base, measure_turn, one_thread, prepared
 from adt_plugin.cost.models import MODELS
@@ -53,10 +53,12 @@ def cost_main(argv: Sequence[str], prog: str = "adt cost") -> None:
 def print_report(given: argparse.Namespace) -> None:
     """Print the count, and beside it the measurement if it is asked for."""
     config, workload = from_namespace(given), workload_of(given)
-    parts, peaks = counted_parts(workload, config, working), counted_peaks(workload, config, working)
+    if not sys.stderr.isatty():  # a notebook, a log: no line that is written over
+        print(f"counting {workload.size.title}, which can take a minute ...", file=sys.stderr, flush=True)
+    parts, peaks = counted(workload, config, working)
     measured = measurement(workload, config, torch.device(given.device), given.repeats) if given.measure else None
     steps = given.max_train_steps
-    lines = [*report(workload, config, steps, parts, peaks, measured), *answers(config, steps, peaks, measured)]
+    lines = [*report(workload, config, steps, parts, peaks, measured), *answers(workload, config, steps, peaks, measured)]
     print("\n".join([*lines, *notes(given, workload, config)]))
 
 

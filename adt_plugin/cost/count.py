@@ -77,35 +77,57 @@ Progress = Callable[[str], object]
 """Told what is being counted; an empty string when all is."""
 
 
+def counted(workload: Workload, config: ADTConfig, progress: Progress = lambda part: None) -> tuple[Parts, Peaks]:
+    """Count operations and peaks on the same models, whose building takes a good part of the time."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with LiveBytes() as live:
+            bench = fake_bench(workload, config, progress)
+            peaks = _peaks(bench, live, progress)
+        parts = _parts(bench, progress)
+    return parts, peaks
+
+
 def counted_parts(workload: Workload, config: ADTConfig, progress: Progress = lambda part: None) -> Parts:
     """Count the floating-point operations of every part (matrix products, convolutions, attention); a multiply-add is two."""
-    counts = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
-        progress(f"the weights of {workload.size.title}")
-        bench = fake_bench(workload, config)
-        for number, name in enumerate(Parts.__dataclass_fields__, 1):
-            progress(f"operations, part {number} of {len(Parts.__dataclass_fields__)}: {name.replace('_', ' ')}")
-            counts[name] = flops_of(getattr(bench, name))
-    progress("")
-    return Parts(**counts)
+        return _parts(fake_bench(workload, config, progress), progress)
 
 
 def counted_peaks(workload: Workload, config: ADTConfig, progress: Progress = lambda part: None) -> Peaks:
     """Count the peak bytes of a step without a turn and with one."""
-    progress("memory")
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
-        bench = fake_bench(workload, config)
-        resident = live.now
-        plain, replay, supervision = (live.peak_of(part) - resident for part in (bench.step, bench.step, bench.supervise))
-        before = live.now
-        kept = bench.forward_with_graph()
-        graph = live.now - before
-        del kept
-        moments, heads = 2 * nbytes(bench.trained), 3 * nbytes(bench.head_tensors())  # with the moments of the heads' AdamW
-        visual, backbone = nbytes(bench.visual_tensors()), nbytes(bench.backbone_tensors())
-        host = resident - bench.own_bytes() + moments
-        state = heads + bench.history_bytes()
+        return _peaks(fake_bench(workload, config, progress), live, progress)
+
+
+def _parts(bench: Workbench, progress: Progress) -> Parts:
+    counts = {}
+    for number, name in enumerate(Parts.__dataclass_fields__, 1):
+        progress(f"operations, part {number} of {len(Parts.__dataclass_fields__)}: {name.replace('_', ' ')}")
+        counts[name] = flops_of(getattr(bench, name))
     progress("")
+    return Parts(**counts)
+
+
+def _peaks(bench: Workbench, live: LiveBytes, progress: Progress) -> Peaks:
+    """Count on a bench that was built while `live` was watching."""
+    resident = live.now
+
+    def peak_of(number: int, name: str, part: Callable[[], object]) -> int:
+        progress(f"memory, part {number} of 4: {name}")
+        return live.peak_of(part) - resident
+
+    plain, replay = peak_of(1, "sd-scripts' step", bench.step), peak_of(2, "a trained step", bench.step)
+    supervision = peak_of(3, "decoder and discriminator", bench.supervise)
+    progress("memory, part 4 of 4: a kept graph")
+    before = live.now
+    kept = bench.forward_with_graph()
+    graph = live.now - before
+    del kept
+    moments, heads = 2 * nbytes(bench.trained), 3 * nbytes(bench.head_tensors())  # with the moments of the heads' AdamW
+    visual, backbone = nbytes(bench.visual_tensors()), nbytes(bench.backbone_tensors())
+    host = resident - bench.own_bytes() + moments
+    progress("")
+    config = bench.config
     away = visual if config.offload else 0  # during the host's step and the replays
     all_graphs = plain + trained_calls(config) * graph  # the host's own, and those of the steps, run again
     judging = supervision - nbytes(bench.trained) + graph  # beside the host's graph, before there is any gradient
@@ -115,12 +137,13 @@ def counted_peaks(workload: Workload, config: ADTConfig, progress: Progress = la
         backbone=backbone,
         graph=graph,
         joined=host + heads + visual + max(all_graphs - away, judging),
-        state=state,
+        state=heads + bench.history_bytes(),
     )
 
 
-def fake_bench(workload: Workload, config: ADTConfig) -> Workbench:
+def fake_bench(workload: Workload, config: ADTConfig, progress: Progress = lambda part: None) -> Workbench:
     """Build a workbench inside a fake tensor mode, as in the middle of a run: no value is ever asked for."""
+    progress(f"the weights of {workload.size.title}")
     bench = Workbench(workload, config, torch.device("cpu"), counted_dtype(config))
     bench.settle()
     return bench

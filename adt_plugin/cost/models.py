@@ -13,6 +13,7 @@ from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.core.diffusion.samplers import Sampler, build_flow_sampler, build_sampler
 from adt_plugin.core.discriminator.backbone import FrozenBackbone, TokenGrids, four_blocks
 from adt_plugin.cost.stacks import Stack, StackSize
+from adt_plugin.cost.video import VideoAutoencoder
 
 BACKBONES = {"tiny": (32, 4, 2), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 """DINOv2 by its name's last part: width, depth, heads. There is no tiny one; it is for tests."""
@@ -31,6 +32,7 @@ class TrueSize:
         latent_channels: of its VAE.
         flow: flow matching, not noise prediction.
         vae_channels: of its VAE's levels; every level but the first halves the sides.
+        video: its VAE is one for videos, which decodes an image as a single frame.
     """
 
     title: str
@@ -40,6 +42,7 @@ class TrueSize:
     latent_channels: int = 4
     flow: bool = False
     vae_channels: tuple[int, ...] = (128, 256, 512, 512)
+    video: bool = False
 
     @property
     def pixels(self) -> int:
@@ -55,6 +58,8 @@ class TrueSize:
 
     def vae(self) -> Any:
         """Build the autoencoder, whose decoder is what counts."""
+        if self.video:
+            return VideoAutoencoder(self.vae_channels, self.latent_channels)
         from diffusers import AutoencoderKL
 
         return AutoencoderKL(
@@ -183,13 +188,13 @@ MODELS = {
     "flux": TrueSize("FLUX.1", 1024, _flux, _bind_flux, latent_channels=16, flow=True),
     "chroma": TrueSize("Chroma", 1024, _stack("chroma"), _bind_stack, latent_channels=16, flow=True),
     "lumina": TrueSize("Lumina Image 2.0", 1024, _stack("lumina"), _bind_stack, latent_channels=16, flow=True),
-    "anima": TrueSize("Anima", 1024, _stack("anima"), _bind_stack, 16, flow=True, vae_channels=(96, 192, 384, 384)),
+    "anima": TrueSize("Anima", 1024, _stack("anima"), _bind_stack, 16, flow=True, vae_channels=(96, 192, 384, 384), video=True),
     "hunyuan": TrueSize(
         "HunyuanImage-2.1", 2048, _stack("hunyuan"), _bind_stack, 64, flow=True, vae_channels=(128, 256, 512, 512, 1024, 1024)
     ),
 }
-"""Every family that the plugin trains. Anima's decoder is counted as one for images; where it is a video decoder, its
-convolutions over time come on top."""
+"""Every family that the plugin trains. Anima's decoder is sd-scripts' default, one for videos; that of
+`--qwen_image_vae_2d` does without the convolutions over time, which are two thirds of its work."""
 
 
 def dinov2(name: str) -> FrozenBackbone:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.forecast import Parts, mean_turn, run_ratio, total
+from adt_plugin.core.run.monitor import CAPTION_HEIGHT, MAX_PAIRS
 from adt_plugin.core.run.story import duration
+from adt_plugin.core.run.strip import LINE, SIDE
+from adt_plugin.core.schedule import TurnSchedule
 from adt_plugin.cost.count import Peaks
 from adt_plugin.cost.measure import Base, Measured
 from adt_plugin.cost.workbench import Workload
@@ -20,6 +23,9 @@ CARDS = (8, 12, 16, 24)
 
 ROOM = 1.4
 """GB of a card that are left for what is not counted: driver, allocator, scratch space."""
+
+ROW = 600
+"""Bytes of a turn's row, about."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,9 @@ def report(
         )
 
 
-def answers(config: ADTConfig, steps: int, peaks: Peaks, measured: Measurement | None = None) -> Iterator[str]:
+def answers(
+    workload: Workload, config: ADTConfig, steps: int, peaks: Peaks, measured: Measurement | None = None
+) -> Iterator[str]:
     """Yield what a person wants to know: which card, how long, how much of the disk.
 
     Args:
@@ -85,7 +93,22 @@ def answers(config: ADTConfig, steps: int, peaks: Peaks, measured: Measurement |
         plain = steps * measured.base.seconds
         added = (run_ratio(measured.base.parts, config, steps) - 1) * steps * measured.base.parts.step
         yield f"this run: {duration(plain + added)} with --adt, {duration(plain)} without, on {measured.device}"
-    yield f"on the disk: {peaks.state / 1e6:.0f} MB more in each saved state; LoRA and checkpoint are as large as without --adt"
+    rows, pictures = rows_and_pictures(workload, config, steps)
+    yield f"on the disk: {peaks.state / 1e6:.0f} MB more in each saved state, {rows / 1e6:.1f} MB of rows and at most " + (
+        f"{pictures / 1e6:.0f} MB of pictures for the run; LoRA and checkpoint are as large as without --adt"
+    )
+
+
+def rows_and_pictures(workload: Workload, config: ADTConfig, steps: int) -> tuple[int, int]:
+    """Return the bytes that a run's rows take, and the most that its pictures take: those of their pixels."""
+    turns = TurnSchedule.from_config(config, steps).count(steps).total
+    if not config.pictures_every:
+        return turns * ROW, 0
+    window = min(config.decode_crop or workload.pixels, workload.pixels)
+    pairs = min(workload.batch, MAX_PAIRS) * window * 2 * (window + CAPTION_HEIGHT)
+    count = turns // config.pictures_every
+    panels = count + 2  # the training image, and one before the first turn
+    return turns * ROW, 3 * (count * pairs + panels * SIDE * (SIDE + 3 * LINE))
 
 
 def time_labels(parts: Parts, config: ADTConfig, steps: int) -> list[str]:

@@ -60,8 +60,13 @@ class Workload:
         """Side of the square latents."""
         return (self.resolution or self.size.resolution) // self.size.pixels
 
+    @property
+    def pixels(self) -> int:
+        """Side of the square images."""
+        return self.side * self.size.pixels
+
     def __str__(self) -> str:
-        pixels, trained = self.side * self.size.pixels, f"LoRA of rank {self.rank}" if self.rank else "all weights"
+        pixels, trained = self.pixels, f"LoRA of rank {self.rank}" if self.rank else "all weights"
         checkpointing = "gradient checkpointing" if self.checkpointing else "no gradient checkpointing"
         return f"{self.size.title}, {pixels}x{pixels}, batch {self.batch}, {trained}, {checkpointing}, {self.dtype}"
 
@@ -254,7 +259,8 @@ def decoder_of(size: TrueSize, config: ADTConfig) -> LatentDecoder | TinyDecoder
     """Build the VAE's own decoder, or one of TAESD's size."""
     if config.decoder == OWN_DECODER:
         vae = size.vae()
-        return LatentDecoder(vae.decoder, getattr(vae, "post_quant_conv", None), LatentFormat(0.18215, pixels=size.pixels))
+        latent_format = LatentFormat(0.18215, frames=size.video, pixels=size.pixels)
+        return LatentDecoder(vae.decoder, getattr(vae, "post_quant_conv", None), latent_format)
     from diffusers import AutoencoderTiny
 
     return TinyDecoder(AutoencoderTiny(latent_channels=size.latent_channels))

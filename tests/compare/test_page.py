@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import browse, find_browser
 from PIL import Image
 
 from adt_plugin.compare.grid import grid_picture
@@ -20,6 +19,7 @@ from adt_plugin.compare.inputs import TrainingImage, read_references
 from adt_plugin.compare.page import HUES, Contents, embedded, page
 from adt_plugin.compare.scores import score_all
 from adt_plugin.compare.settings import SCORED, Candidate, Prompt, Sampling, Settings, Shot
+from browser import browse, find_browser
 
 COLOURS = {"base": (200, 30, 30), "plain": (30, 160, 30), "adt <b>": (30, 30, 200)}
 

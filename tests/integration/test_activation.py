@@ -157,11 +157,15 @@ def unpacked_wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     return folder / "site"
 
 
-def test_the_wheel_has_every_module_of_the_package(unpacked_wheel: Path) -> None:
-    def modules(root: Path) -> set[Path]:
-        return {path.relative_to(root) for path in (root / "adt_plugin").rglob("*.py")}
+def test_the_wheel_has_every_file_of_the_package(unpacked_wheel: Path) -> None:
+    """Modules, the miniature's weights, the comparison's page; the start-up file is the one that lies elsewhere."""
 
-    assert modules(unpacked_wheel) == modules(REPOSITORY)
+    def files(root: Path) -> set[Path]:
+        found = (path for path in (root / "adt_plugin").rglob("*") if path.is_file() and path.suffix != ".pyc")
+        return {path.relative_to(root) for path in found}
+
+    assert files(unpacked_wheel) == files(REPOSITORY) - {PTH.relative_to(REPOSITORY)}
+    assert {path.suffix for path in files(unpacked_wheel)} == {".py", ".typed", ".safetensors", ".json", ".jsonl", ".html"}
 
 
 def test_what_the_wheel_installs_hooks_into_the_host_by_itself(unpacked_wheel: Path, fake_host: Path) -> None:

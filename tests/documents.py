@@ -1,0 +1,82 @@
+"""The commands that the documents show, as a shell would split them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+
+FIRST_WORDS = ("adt", "accelerate", "python", "venv/bin/python", "pip", "uv", "git", "huggingface-cli", "cd", "%cd")
+"""What a line of a document's code block begins with if it is a command."""
+
+PLACEHOLDER = re.compile(r"\.\.\..*?\.\.\.")
+"""Words that stand for the reader's own options, between dots."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a document.
+
+    Attributes:
+        document: its path in the repository.
+        words: as a shell splits it, without its comment.
+    """
+
+    document: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.document}: {shlex.join(self.words)}"
+
+
+def commands_of(document: Path) -> list[Command]:
+    """Return the commands in the code blocks of a document, in order; `a && b` is two of them."""
+    name, found = document.relative_to(REPOSITORY).as_posix(), []
+    for line in code_lines(document.read_text(encoding="utf-8")):
+        line = PLACEHOLDER.sub("", line.removeprefix("!"))
+        if line.split(maxsplit=1)[0] in FIRST_WORDS:
+            found += [Command(name, tuple(part)) for part in split(shlex.split(line, comments=True))]
+    return found
+
+
+def code_lines(text: str) -> list[str]:
+    """Return the lines of all blocks that are indented or fenced as a shell's, those that end in a backslash joined."""
+    lines: list[str] = []
+    fence = None  # the language of the fenced block that is open; empty for none
+    for line in text.splitlines():
+        if line.startswith("```"):
+            fence = None if fence is not None else line[3:].strip()
+        elif fence in ("", "bash", "sh") or (fence is None and line.startswith("    ")):
+            lines.append(line.strip())
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [line for line in joined.splitlines() if line.strip()]
+
+
+def split(words: list[str]) -> list[list[str]]:
+    """Split a list at `&&`."""
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == "&&":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+def all_commands() -> list[Command]:
+    """Return the commands of all documents."""
+    return [command for document in DOCUMENTS for command in commands_of(document)]
+
+
+def command_of(document: str, *beginning: str) -> Command:
+    """Return the only command of a document that begins with these words.
+
+    Raises AssertionError where there is none, or more than one.
+    """
+    found = [command for command in commands_of(REPOSITORY / document) if command.words[: len(beginning)] == beginning]
+    assert len(found) == 1, f"{document} has {len(found)} commands that begin with {shlex.join(beginning)}"
+    return found[0]
