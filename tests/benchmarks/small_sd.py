@@ -1,216 +1,170 @@
-"""`python -m benchmarks.small_sd`: a LoRA by the real `train_network.py` on the small Stable Diffusion, plain and with `--adt`.
+"""`python -m benchmarks.small_sd`: the last mile of a LoRA by the real `train_network.py` on the small Stable Diffusion.
 
-The base knows digits in one style; the LoRA learns another. Plain training has as many steps as cost what the run with `--adt`
-costs. Resumable; scored on held-out digits.
+The base knows digits in one style, and a LoRA has learnt another, to its plateau. From there three ways to go on are
+compared at equal processor time: plain training, frozen heads, and `--adt`; also with guidance in the unroll. Rivals are
+tuned on the validation split; the held-out split has chosen nothing. Resumable.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from math import log
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.stopwatch import Stopwatch
+from adt_plugin.core.run.files import write_atomically
+from adt_plugin.demo import report
 from adt_plugin.demo.cli import positive
-from adt_plugin.demo.data import CLASSES, load_splits
-from adt_plugin.demo.evaluate import CERTAIN
-from adt_plugin.demo.metrics import frechet_distance, kernel_distance, precision_recall
 from benchmarks import DOCUMENTS
-from benchmarks.beds.pictures import CAPTIONS
-from benchmarks.beds.small_sd import ASSETS, Denoiser, decoded, encoded, load_network, load_vae, rendered, sample
+from benchmarks.host_lora import FLAGS, IMAGES, OPTIONS, PLATEAU, POINTS, STYLE, Recipe, point_name, scored, trained
+from benchmarks.intervals import bootstrap, paired_change, sign_flip_test
 from benchmarks.store import CellStore
-from tinyhost.models import HostModel
-from tinyhost.run import find_host, run_host
+from tinyhost.run import find_host
 
-STYLE, IMAGES = "paper", 400
-SAMPLES, STEPS, GUIDANCE = 500, (5, 10, 20), (1.0, 3.0)
-COST = 1.45
-"""A run with `--adt` costs so many plain ones (docs/cost.md): plain training gets as many steps more."""
+TO_THE_PLATEAU = (Recipe("first", 2000, "3e-3"), Recipe("second", 4000, "3e-3"))
+"""One after the other, each with its own cosine."""
 
-LORA: dict[str, object] = {
-    "--network_dim": 16,
-    "--network_alpha": 16,
-    "--learning_rate": "1e-3",
-    "--lr_scheduler": "cosine",
-    "--train_batch_size": 16,
-    "--vae_batch_size": 16,
-}
-FLAGS = ("--network_train_unet_only", "--cache_latents")
+TURNS, PLAIN_STEPS = 160, 1200
+"""Steps with a turn each, 40 of them the discriminator's warm-up, and the plain steps of the same processor time."""
+
+LR = "3e-3"
+HEADS = ("--adt", "--adt_begin", "0", "--adt_disc_width", "32")  # heads shrink with the backbone
+FROZEN_OPTIONS = ("--adt_disc_lr", "0", "--adt_disc_steps", "1", "--adt_disc_penalty", "0", "--adt_warmup", "8")
+
+PLAIN, FROZEN, SHIPPED = "plain training", "frozen heads", "ADT as it ships"
+PLAIN_TRIALS = tuple(Recipe(f"{PLAIN}, lr {lr}", PLAIN_STEPS, lr) for lr in ("1e-3", "3e-3"))
+FROZEN_TRIALS = tuple(
+    Recipe(f"{FROZEN}, weight {weight}", TURNS, LR, (*HEADS, *FROZEN_OPTIONS, "--adt_weight", weight)) for weight in ("5", "10")
+)
+ADT = Recipe(SHIPPED, TURNS, LR, HEADS)
+GUIDED = Recipe("ADT, guidance 3", TURNS, LR, (*HEADS, "--adt_cfg_scale", "3"))
+JUDGED = ((1.0, 10), (3.0, 10))
+FIGURES = ("fd", "kid", "pixel_fd", "precision", "recall", "well_formed", "novelty")
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One way to train the LoRA.
+class Bench:
+    """One pass: measures what the store does not hold.
 
-    Attributes:
-        steps: optimizer steps.
-        adt: further options of the command, beginning with `--adt`; none for plain training. The backbone is not among them.
+    Args:
+        host: sd-scripts' work tree.
+        out: folder of `small_sd.json`.
+        work: folder of the LoRAs and pictures.
     """
 
-    name: str
-    steps: int
-    adt: tuple[str, ...] = ()
+    def __init__(self, host: Path, out: Path, work: Path, samples: int = 500) -> None:
+        self.host, self.work, self.samples = host, work, samples
+        self.store = CellStore(out / "small_sd.json", f"LoRA, {host.name}")
+
+    def cell(self, recipe: Recipe, seed: int, split: str) -> dict[str, Any]:
+        """Train one LoRA from the plateau and score it."""
+        label = f"{split}: {recipe.name}, seed {seed}"
+        file = self.work / f"{recipe.name.replace(' ', '_').replace(',', '')}-{seed}.safetensors"
+
+        def measured() -> dict[str, Any]:
+            seconds = trained(recipe, seed, PLATEAU, self.host, file)
+            return {"seconds": round(seconds), "scores": scored(file, split, 108 + seed, self.samples, file.with_suffix(""))}
+
+        return self.stored(label, (recipe, ADTConfig() if recipe.adt else None, seed), measured)
+
+    def plateau(self, seed: int, split: str) -> dict[str, Any]:
+        """Score the LoRA that all begin from, on the noise of this seed."""
+        file = self.work / f"plateau-{seed}"
+        run = lambda: {"seconds": 0, "scores": scored(PLATEAU, split, 108 + seed, self.samples, file)}  # noqa: E731
+        return self.stored(f"{split}: plateau, seed {seed}", seed, run)
+
+    def stored(self, label: str, settings: Any, measured: Any) -> dict[str, Any]:
+        """Look a measurement up, or measure; say what came."""
+        shared = (sorted(OPTIONS.items()), FLAGS, STYLE, IMAGES, self.samples, POINTS)
+        found, fresh = self.store.get_or_run(label, (shared, settings), measured)
+        if fresh:
+            print(label, found["seconds"], "s", {k: round(v["fd"], 2) for k, v in found["scores"].items()}, flush=True)
+        return found
+
+    def best(self, trials: Sequence[Recipe]) -> Recipe:
+        """Run each trial once on validation; return the best."""
+        return min(trials, key=lambda recipe: merit(self.cell(recipe, 0, "validation")))
+
+    def run(self, seeds: int) -> dict[str, Any]:
+        """Measure everything; return label -> result."""
+        finalists = [self.best(PLAIN_TRIALS), self.best(FROZEN_TRIALS), ADT, GUIDED]
+        runs: dict[str, list[dict[str, Any]]] = {"the plateau": []} | {recipe.name: [] for recipe in finalists}
+        for seed in range(1, seeds + 1):
+            runs["the plateau"].append(self.plateau(seed, "heldout"))
+            for recipe in finalists:
+                runs[recipe.name].append(self.cell(recipe, seed, "heldout"))
+        return runs
 
 
-def recipes(steps: int) -> tuple[Recipe, ...]:
-    """Plain training and `--adt` with its defaults, for the same cost."""
-    adt = ("--adt", "--adt_disc_width", "32", "--adt_pictures_every", "20")  # heads shrink with the backbone
-    return Recipe("plain", round(COST * steps)), Recipe("ADT", steps, adt)
+def merit(cell: dict[str, Any]) -> float:
+    """Return the mean logarithm of the distances at 10 sampler steps, without guidance and at 3; lower is better."""
+    return statistics.fmean(log(cell["scores"][point_name(*point)]["fd"]) for point in JUDGED)
 
 
-def write_training_images(folder: Path) -> Path:
-    """Write the digits of the new style with their captions, as the host's DreamBooth folders want them."""
-    images, labels = rendered(load_splits().train, STYLE, 1, seed=105)
-    target = folder / "1_digits"
-    target.mkdir(parents=True)
-    for i, (image, label) in enumerate(zip(images[:IMAGES], labels[:IMAGES].tolist(), strict=True)):
-        save_image(image, target / f"{i:04d}.png")
-        (target / f"{i:04d}.txt").write_text(CAPTIONS[label], encoding="utf-8")
-    return folder
+def values(runs: dict[str, Any], run: str, point: str, figure: str) -> list[float]:
+    """Return a figure of a run: one value per seed."""
+    return [cell["scores"][point][figure] for cell in runs[run]]
 
 
-def train_lora(recipe: Recipe, seed: int, images: Path, host: Path, out: Path) -> float:
-    """Run the host; return its wall time in seconds.
-
-    Raises AssertionError with the end of its log where it fails.
-    """
-    model = HostModel(ASSETS / "model", ASSETS / "tokenizers", "networks.lora", "sd")
-    options = [str(part) for item in LORA.items() for part in item]
-    options += [*FLAGS, "--max_train_steps", str(recipe.steps), "--seed", str(seed), *recipe.adt]
-    options += ["--adt_backbone", str(ASSETS / "dinov2")] if recipe.adt else []
-    watch = Stopwatch()
-    began = watch.now()
-    run_host("train_network.py", *options, host_dir=host, model=model, images=images, output_dir=out, timeout=7200).check()
-    return watch.now() - began
-
-
-def load_denoiser() -> Denoiser:
-    """The trained base: UNet and text encoder, frozen."""
-    network = Denoiser()
-    model = ASSETS / "model"
-    network.unet = type(network.unet).from_pretrained(model / "unet", torch_dtype=torch.float32)
-    network.text = type(network.text).from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
-    return network.requires_grad_(False).eval()
+def paragraphs(runs: dict[str, Any]) -> Iterator[str]:
+    """The page `small_sd.md`."""
+    seeds = len(runs[SHIPPED])
+    yield "# The small Stable Diffusion, a LoRA's last mile through the real host"
+    yield (
+        "Written by `python -m benchmarks.small_sd` in `tests/`. Held-out split; means over "
+        f"{seeds} seeds (training and evaluation noise) with their 95 % bootstrap interval. "
+        "DDIM, leading. `3 @ 10`: guidance 3, 10 steps."
+    )
+    for point in map(lambda point: point_name(*point), POINTS):
+        rows = [[run, *(interval_text(values(runs, run, point, figure)) for figure in FIGURES)] for run in runs]
+        yield f"## {point}\n\n" + report.table(["run", *FIGURES], rows)
+    yield "## Changes of the Fréchet distance\n\nPaired over seeds, with the exact sign-flip test's p."
+    names = [point_name(*point) for point in POINTS]
+    rows = [
+        [f"{run} against {other}", *(change_text(runs, run, other, point) for point in names)] for run, other in pairs(runs)
+    ]
+    yield report.table(["", *names], rows)
+    rows = [[run, ", ".join(str(cell["seconds"]) for cell in cells)] for run, cells in runs.items()]
+    yield "## Processor time, seconds\n\n" + report.table(["run", "by seed"], rows)
 
 
-@torch.no_grad()
-def merge_lora(unet: nn.Module, file: Path) -> None:
-    """Add a LoRA of the host's to the weights it was trained for.
-
-    Raises ValueError where a part of it fits nothing.
-    """
-    parts = load_file(file)
-    left = {name.partition(".")[0] for name in parts}
-    for name, module in unet.named_modules():
-        key = "lora_unet_" + name.replace(".", "_")
-        if key in left:
-            up, down = (parts[f"{key}.lora_{side}.weight"].float() for side in ("up", "down"))
-            scale = float(parts[f"{key}.alpha"]) / len(down)
-            module.weight += scale * (up.flatten(1) @ down.flatten(1)).view_as(module.weight)
-            left.remove(key)
-    if left:
-        raise ValueError(f"{file.name} has parts for modules that the UNet does not have: {sorted(left)[:3]}")
+def pairs(runs: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Which runs are compared: those with turns against those without, and against frozen heads."""
+    ours = [name for name in runs if name.startswith("ADT")]
+    yield from ((run, other) for run in ours for other in runs if not other.startswith("ADT"))
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What samples are compared with: held-out digits of the new style, as the VAE decodes them."""
-
-    features: Tensor
-    noise: Tensor
-    asked: Tensor
+def change_text(runs: dict[str, Any], run: str, other: str, point: str) -> str:
+    """Format a paired change of the distance."""
+    after, before = values(runs, run, point, "fd"), values(runs, other, point, "fd")
+    change = paired_change(after, before)
+    return f"{change.mean:+.0f} % ({change.low:+.0f} to {change.high:+.0f}), p = {sign_flip_test(after, before):.3f}"
 
 
-@cache
-def reference() -> Reference:
-    """Render the held-out split once."""
-    vae, metric = load_vae(), load_network("metric")
-    real, _ = rendered(load_splits().heldout, STYLE, 1, seed=107)
-    with torch.no_grad():
-        features = metric.features(decoded(vae, encoded(vae, real)))
-    noise = torch.randn((SAMPLES, 4, 8, 8), generator=torch.Generator().manual_seed(108))
-    return Reference(features, noise, torch.arange(SAMPLES) % CLASSES)
+def interval_text(found: Sequence[float]) -> str:
+    """Format a mean with its interval."""
+    interval = bootstrap(found)
+    return f"{interval.mean:.3g} ({interval.low:.3g} to {interval.high:.3g})"
 
 
-@torch.no_grad()
-def score(network: Denoiser, vae: Any, pictures: Path | None = None) -> dict[str, dict[str, float]]:
-    """Return the figures by guidance and number of sampler steps, such as `3 @ 10`."""
-    found, metric, judge = {}, load_network("metric"), load_network("judge")
-    ref = reference()
-    for guidance in GUIDANCE:
-        for steps in STEPS:
-            drawn = decoded(vae, sample(network, ref.noise, ref.asked, steps, guidance))
-            features = metric.features(drawn)
-            chance = judge(drawn).softmax(1)[torch.arange(SAMPLES), ref.asked]
-            precision, recall = precision_recall(ref.features[:SAMPLES], features)
-            found[f"{guidance:g} @ {steps}"] = {
-                "fd": frechet_distance(ref.features, features),
-                "kid": kernel_distance(ref.features, features),
-                "precision": precision,
-                "recall": recall,
-                "well_formed": float((chance >= CERTAIN).float().mean()),
-            }
-            if pictures is not None:
-                save_grid(drawn[:40], pictures.with_name(f"{pictures.name}-guidance{guidance:g}-steps{steps}.png"))
-    return found
-
-
-def save_grid(images: Tensor, path: Path, columns: int = 10) -> None:
-    """Save images `(N, 3, H, W)` in [-1, 1] in rows of `columns`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(torch.cat([torch.cat(list(row), dim=2) for row in images.split(columns)], dim=1), path)
-
-
-def save_image(image: Tensor, path: Path) -> None:
-    """Save an image `(3, H, W)` in [-1, 1]."""
-    pixels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
-
-
-def measure(recipe: Recipe, seed: int, host: Path, pictures: Path) -> dict[str, Any]:
-    """Train one LoRA and score it, as JSON values."""
-    with tempfile.TemporaryDirectory() as folder:
-        images, out = write_training_images(Path(folder) / "images"), Path(folder) / "out"
-        seconds = train_lora(recipe, seed, images, host, out)
-        network = load_denoiser()
-        merge_lora(network.unet, out / "tiny.safetensors")
-        for picture in out.glob("*-adt*.png"):
-            shutil.copy(picture, pictures / f"{recipe.name}-{seed}-{picture.name}")
-    return {"seconds": round(seconds), "scores": score(network, load_vae(), pictures / f"{recipe.name}-{seed}")}
-
-
-def run(steps: int, seeds: int, host: Path, out: Path, pictures: Path) -> dict[str, Any]:
-    """Measure what the store does not hold: the base, and every recipe with every seed."""
-    store = CellStore(out / "small_sd.json", "LoRA, new style")
-    pictures.mkdir(parents=True, exist_ok=True)
-    settings = (sorted(LORA.items()), FLAGS, STYLE, IMAGES, SAMPLES, STEPS, GUIDANCE, host.name)
-    base = lambda: {"seconds": 0, "scores": score(load_denoiser(), load_vae(), pictures / "base")}  # noqa: E731
-    found = {"base": store.get_or_run("base", (SAMPLES, STEPS, GUIDANCE, STYLE), base)[0]}
-    for seed in range(1, seeds + 1):
-        for recipe in recipes(steps):
-            label = f"{recipe.name}, {recipe.steps} steps, seed {seed}"
-            cell = lambda recipe=recipe, seed=seed: measure(recipe, seed, host, pictures)  # noqa: E731
-            defaults = ADTConfig() if recipe.adt else None
-            found[label] = store.get_or_run(label, (settings, recipe, defaults, seed), cell)[0]
-            print(
-                label,
-                found[label]["seconds"],
-                "s",
-                {k: round(v["fd"], 2) for k, v in found[label]["scores"].items()},
-                flush=True,
-            )
-    return found
+def train_to_the_plateau(host: Path, work: Path) -> None:
+    """Train the LoRA that all begin from into the assets, and write down how far each stage came on validation."""
+    begin, log_lines = None, []
+    for seed, stage in enumerate(TO_THE_PLATEAU, start=1):
+        file = work / f"plateau-{stage.name}.safetensors"
+        if not file.is_file():
+            trained(stage, seed, begin, host, file)
+        scores = scored(file, "validation", 108, 500)
+        log_lines.append({"stage": stage.name, "steps": stage.steps, "scores": scores})
+        begin = file
+    assert begin is not None
+    PLATEAU.write_bytes(begin.read_bytes())
+    write_atomically(PLATEAU.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in log_lines))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -219,17 +173,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises SystemExit where no host is found.
     """
     parser = argparse.ArgumentParser("python -m benchmarks.small_sd", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=positive, default=800, help="optimizer steps of the run with --adt (default: 800)")
     parser.add_argument("--seeds", type=positive, default=3, help="runs of each kind (default: 3)")
     parser.add_argument("--host", type=Path, help="sd-scripts' folder (default: the one that the tests use)")
     parser.add_argument("--out", type=Path, default=DOCUMENTS, help="folder of small_sd.json (default: docs/benchmarks)")
-    parser.add_argument("--pictures", type=Path, default=Path("small_sd_pictures"), help="folder of pictures")
+    parser.add_argument("--work", type=Path, default=Path("small_sd_work"), help="folder of LoRAs and pictures")
+    parser.add_argument("--plateau", action="store_true", help="train the LoRA that all begin from, into the assets")
     given = parser.parse_args(argv)
     host = given.host or find_host()
     if host is None:
         raise SystemExit("no sd-scripts found: give its folder by --host")
     torch.set_num_threads(1)
-    run(given.steps, given.seeds, host, given.out, given.pictures)
+    if given.plateau:
+        train_to_the_plateau(host, given.work)
+        return
+    runs = Bench(host, given.out, given.work).run(given.seeds)
+    write_atomically(given.out / "small_sd.md", "\n\n".join(paragraphs(runs)) + "\n")
 
 
 if __name__ == "__main__":
