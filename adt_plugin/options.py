@@ -13,10 +13,10 @@ from adt_plugin.core.config import PREFIX, ADTConfig, flag_of, without_folder
 from adt_plugin.core.errors import ConfigError
 
 LEVELS = {
-    "basic": ("weight", "begin", "memory", "backbone", "pictures_every"),
+    "basic": ("weight", "begin", "cfg_scale", "memory", "backbone", "pictures_every"),
     "advanced": (
         *("lr", "every", "warmup", "steps", "start_min", "start_max", "decode_crop", "decoder", "decode_dtype", "offload"),
-        *("cfg_scale", "flow_shift", "disc_lr", "disc_penalty", "disc_weights", "max_bad_turns", "profile", "seed"),
+        *("flow_shift", "disc_lr", "disc_penalty", "disc_weights", "max_bad_turns", "profile", "seed"),
     ),
 }
 """Who has use for which options; every other one is for research."""

@@ -119,7 +119,7 @@ class TurnConfig(_Options):
     cfg_scale: str | float = option(
         "1.0",
         "classifier-free guidance while a turn walks, against the empty prompt: a scale from 1 to 50, or two with a colon, as "
-        "in 1:7, between which every turn draws its own; above 1 every step costs twice",
+        "in 1:7, between which every turn draws its own; above 1 every step of the unroll costs twice",
         "展開時のCFGスケール（1～50、または1:7のような範囲からターンごとに抽選、1より大きいと2倍の計算）",
     )
     every: int = option(

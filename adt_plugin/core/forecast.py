@@ -47,14 +47,13 @@ class Share:
 
 
 def calls_per_step(config: ADTConfig) -> int:
-    """Return the denoiser calls in one step of the unroll: guidance needs two."""
+    """Return the denoiser calls in one step of the unroll: guidance needs two, of which one is trained."""
     return 2 if config.guidance_scales[1] > 1 else 1
 
 
 def turn_shares(parts: Parts, config: ADTConfig, start: int) -> Iterator[Share]:
     """Yield the parts of a turn that unrolls `start` steps."""
-    calls = calls_per_step(config)
-    trained = calls * count_grad_steps(config, start)
+    calls, trained = calls_per_step(config), count_grad_steps(config, start)
     yield Share("unroll: denoiser forwards", calls * start, calls * start * parts.forward)
     if config.memory == "fast":
         yield Share("backward through kept graphs", trained, trained * (parts.step - parts.forward))

@@ -228,7 +228,7 @@ class AdversarialTurn:
             if sound and gradients.vectors:
                 with clock.stage("replay"):
                     # dL/dtheta = dL_diff/dtheta + sum over i in M of lambda (dL_G/do_i) (do_i/dtheta)
-                    replay(denoiser, path, gradients.vectors, self.memory.measuring(passes.add, denoiser, clean))
+                    replay(denoiser, path, gradients.vectors, self.memory.measuring(passes.add, clean))
         with clock.naming_the_stage(), nullcontext() if loss is None else clock.stage("replay"):
             passes.finish()  # a joined pass draws from the loop's random state, as without a turn
         with clock.naming_the_stage(), preserved_rng(), torch.enable_grad(), clock.stage("discriminator"):

@@ -47,9 +47,10 @@ NAMES = {
 """As the summary calls the runs."""
 UNREAD = (
     *("begin", "memory", "offload", "profile", "backbone", "blocks", "disc_weights", "decoder", "decode_dtype"),
-    *("flow_shift", "max_bad_turns", "pictures_every", "train_text_encoder"),
+    *("flow_shift", "max_bad_turns", "pictures_every", "train_text_encoder", "cfg_scale"),
 )
-"""Options that the miniature has no use for: its whole fine-tune is the adversarial part, and its networks are its own."""
+"""Options that the miniature has no use for: its whole fine-tune is the adversarial part, its networks are its own, and no
+guidance is asked for."""
 
 
 @dataclass(frozen=True)

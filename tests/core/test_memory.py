@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.diffusion.denoiser import Denoiser, Guided
 from adt_plugin.core.diffusion.memory import GraphMemory, probe_of
 from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
 
@@ -27,12 +26,12 @@ class FakeMemory:
         return self.left
 
 
-def decided(free: int, denoiser: Denoiser | None = None, **options: object) -> bool:
+def decided(free: int, **options: object) -> bool:
     probe = FakeMemory(free)
     memory = GraphMemory(ADTConfig(memory="auto", **options), lambda device: probe)  # type: ignore[arg-type]
     assert not memory.keeps_graphs(toy_latents())
     passed = []
-    backward = memory.measuring(passed.append, denoiser or ToyDenoiser(), toy_latents())
+    backward = memory.measuring(passed.append, toy_latents())
     backward(torch.ones(()))
     backward(torch.ones(()))
     assert len(passed) == 2
@@ -43,7 +42,7 @@ def decided(free: int, denoiser: Denoiser | None = None, **options: object) -> b
 def test_low_and_fast_do_as_they_are_told(mode: str, kept: bool) -> None:
     memory = GraphMemory(ADTConfig(memory=mode))
     assert memory.keeps_graphs(toy_latents()) is kept
-    assert memory.measuring(torch.Tensor.backward, ToyDenoiser(), toy_latents()) is torch.Tensor.backward
+    assert memory.measuring(torch.Tensor.backward, toy_latents()) is torch.Tensor.backward
 
 
 @pytest.mark.parametrize(
@@ -55,23 +54,18 @@ def test_auto_keeps_what_fits_into_the_free_memory(options: dict[str, object], g
     assert not decided(enough - 1, **options)
 
 
-def test_a_guided_step_counts_twice() -> None:
-    guided = Guided(ToyDenoiser(), ToyDenoiser(), 3.0)
-    assert decided(2500, grad_steps=1, denoiser=guided) and not decided(2499, grad_steps=1, denoiser=guided)
-
-
 def test_auto_decides_for_each_shape_of_latents_once() -> None:
     memory = GraphMemory(ADTConfig(memory="auto"), lambda device: FakeMemory(10**9))
-    memory.measuring(lambda loss: None, ToyDenoiser(), toy_latents())(torch.ones(()))
+    memory.measuring(lambda loss: None, toy_latents())(torch.ones(()))
     assert memory.keeps_graphs(toy_latents())
     assert not memory.keeps_graphs(toy_latents(batch=5))
-    assert memory.measuring(torch.Tensor.backward, ToyDenoiser(), toy_latents()) is torch.Tensor.backward
+    assert memory.measuring(torch.Tensor.backward, toy_latents()) is torch.Tensor.backward
 
 
 def test_auto_is_low_where_free_memory_is_not_known() -> None:
     assert probe_of(torch.device("cpu")) is None
     memory = GraphMemory(ADTConfig(memory="auto"))
-    assert memory.measuring(torch.Tensor.backward, ToyDenoiser(), toy_latents()) is torch.Tensor.backward
+    assert memory.measuring(torch.Tensor.backward, toy_latents()) is torch.Tensor.backward
     assert not memory.keeps_graphs(toy_latents())
 
 

@@ -16,8 +16,9 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 class Guided:
     """A denoiser under classifier-free guidance, o = u + scale (c - u) (Ho & Salimans, arXiv 2207.12598).
 
-    As the weighted sum of two calls it is replayed part by part, so that guidance costs time, not memory; graphs that the
-    unroll keeps (`--adt_memory fast`) are two for each step.
+    It is trained through the conditional prediction alone, do/dtheta = scale dc/dtheta: the empty prompt's is what the
+    prompt's is compared with, and no fine-tune without caption dropout trains it. That costs less, and served better on the
+    small Stable Diffusion (docs/method.md; ours).
 
     Args:
         conditional, unconditional: the same network with the prompt's and with the empty prompt's conditioning bound.
@@ -49,14 +50,15 @@ def scale_of(denoiser: Denoiser) -> float:
 
 
 def parts_of(denoiser: Denoiser) -> tuple[tuple[float, Denoiser], ...]:
-    """Return (weight, call) pairs whose weighted sum is the denoiser's prediction."""
+    """Return (weight, call) pairs whose weighted sum is the denoiser's prediction; the first is the one that is trained."""
     return denoiser.parts if isinstance(denoiser, Guided) else ((1.0, denoiser),)
 
 
 def call_seeded(denoiser: Denoiser, model_input: Tensor, timestep: Tensor, seed: int) -> Tensor:
     """Call the denoiser with the global generators seeded, so that the same seed gives the same dropout.
 
-    Each part of a guided one is seeded alike: conditional and unconditional prediction come from the same network.
+    Each part of a guided one is seeded alike: conditional and unconditional prediction come from the same network. A graph,
+    where one is recorded, leads through the conditional one.
     """
     t = torch.full((len(model_input),), timestep.item(), dtype=timestep.dtype, device=model_input.device)
     (weight, part), *others = parts_of(denoiser)
@@ -67,7 +69,9 @@ def call_seeded(denoiser: Denoiser, model_input: Tensor, timestep: Tensor, seed:
     output = weight * output
     for weight, part in others:
         seed_everything(seed)
-        output = output + weight * part(model_input, t)
+        with torch.no_grad():
+            constant = weight * part(model_input, t)
+        output = output + constant
     return output
 
 

@@ -102,7 +102,9 @@ def replay(
     gradients: dict[int, Tensor],
     backward: Backward = torch.Tensor.backward,
 ) -> None:
-    """Accumulate `sum_i gradients[i] * do_i/dtheta` in the parameters, one denoiser call at a time (two for a guided one).
+    """Accumulate `sum_i gradients[i] * do_i/dtheta` in the parameters, one denoiser call at a time.
+
+    A guided denoiser is trained through its conditional prediction: do_i is `scale` times that one's.
 
     A step whose graph the unroll kept is pulled back through that graph instead, which is then freed: the same gradient, one
     forward pass less.
@@ -122,11 +124,9 @@ def replay(
             continue
         if step.model_input is None:
             raise ValueError(f"step {position} was not kept by the unroll")
-        for weight, part in parts_of(denoiser):
-            # The output is named nowhere, so that its graph is gone before the next call.
-            backward(
-                _scalar_with_gradient(call_with_graph(part, step.model_input, step.timestep, step.seed), weight * gradient)
-            )
+        weight, part = parts_of(denoiser)[0]
+        # The output is named nowhere, so that its graph is gone before the next call.
+        backward(_scalar_with_gradient(call_with_graph(part, step.model_input, step.timestep, step.seed), weight * gradient))
 
 
 def _scalar_with_gradient(output: Tensor, gradient: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from adt_plugin.core.config import TurnConfig
-from adt_plugin.core.diffusion.denoiser import Denoiser, parts_of
 from adt_plugin.core.diffusion.gradient_path import Backward
 from adt_plugin.core.distributed import world_size
 from adt_plugin.core.schedule import count_grad_steps
@@ -73,16 +72,16 @@ class GraphMemory:
         self.mode = "low"
         self.fits.clear()
 
-    def measuring(self, backward: Backward, denoiser: Denoiser, latents: Tensor) -> Backward:
+    def measuring(self, backward: Backward, latents: Tensor) -> Backward:
         """Return `backward`, made to decide about this shape when it is first called: a replayed step's graph is whole then."""
         probe = self.probe(latents.device) if self.mode == "auto" and latents.shape not in self.fits else None
         if probe is None:
             return backward
-        before, graphs = probe.allocated(), self.most_grad_steps * len(parts_of(denoiser))
+        before = probe.allocated()
 
         def measured(loss: Tensor) -> None:
             if latents.shape not in self.fits:
-                needed = (probe.allocated() - before) * graphs
+                needed = (probe.allocated() - before) * self.most_grad_steps
                 self.fits[latents.shape] = needed <= SHARE_OF_FREE * probe.free()
             backward(loss)
 
