@@ -1,25 +1,50 @@
-"""docs/compatibility.md from the cells of real runs.
+"""docs/compatibility.md from the cells of real runs, which docs/benchmarks/compatibility.json keeps.
 
-    python -m pytest tests/integration/test_trainers.py --compatibility cells.jsonl
-    python tests/compatibility.py cells.jsonl > docs/compatibility.md
+    python -m pytest tests/integration --compatibility cells.jsonl
+    python tests/compatibility.py cells.jsonl
 
-A cell that no test ran says so.
+What a new run found takes the place of what was kept. `tests/environments.py` does both in every environment.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from adt_plugin.core.run.files import write_atomically
+from adt_plugin.cost.models import MODELS
+from adt_plugin.cost.report import GIB
+from adt_plugin.cost.workbench import Workload
 from adt_plugin.host.checks import OTHER_TRAINERS, REFUSED
-from adt_plugin.host.families import FAMILIES
+from adt_plugin.host.families import FAMILIES, Family
+from benchmarks import DOCUMENTS
+from benchmarks.cost_tables import COUNTED
+from benchmarks.store import CellStore
+from tinyhost.site.sitecustomize import install as patch_imports
 
 Cell = dict[str, Any]
+Column = tuple[str, str]
+"""A host's commit and an environment."""
 
-WORDS = {"passed": "works", "failed": "FAILS", "skipped": "not in this version"}
+CELLS = DOCUMENTS / "compatibility.json"
+PAGE = DOCUMENTS.parent / "compatibility.md"
+REQUIREMENTS = Path(__file__).with_name("environments")
+"""Of every environment but the project's own, whose name is `PROJECT`."""
+
+PROJECT = "project"
+BF16 = 2
+"""Bytes of a weight."""
+
+LACKING = "not in this version"
+WORDS = {"failed": "FAILS", "passed": "works", "missing": "not installed", "skipped": LACKING}
+"""By outcome of a test; the first one counts."""
+
+OF_A_COLUMN, OF_A_CELL = ("commit", "environment", "versions"), ("trainer", "flag", "found", "date")
 
 NOT_RUN = {
     "`--full_fp16`": "accelerate refuses fp16 on a CPU; `--mixed_precision fp16` runs with a CPU's loss scaler in its place",
@@ -44,19 +69,114 @@ host's own loss zero, which comes back to the image to 1e-3 from every start.
 `adt doctor -v FOLDER` says the same of the copy that you have: which trainers, which seams, where.
 """
 
+MEMORY = """
+*Memory* is what a card needs at least, counted in GiB on models of true size ([cost.md](cost.md), which also says what is not
+counted, such as text encoders): one image a step at the model's own resolution, gradient checkpointing, bf16, a LoRA of rank
+16 or all weights with AdamW's moments in bf16, the defaults of `--adt`. *Swapped* is the same less the weights of the most
+blocks that `--blocks_to_swap` takes to the CPU. What is not counted here, `adt cost --model NAME` counts in a minute.
+"""
 
-def hosts(cells: Iterable[Cell]) -> list[tuple[str, str]]:
-    """(name, commit) of every host, oldest first."""
-    return sorted({(cell["host"], cell["commit"]) for cell in cells}, key=lambda host: host[1].rpartition("(")[2])
+FORKS = """
+A fork's trainer is taken for the family whose file name it has. What the plugin hooks into is found by name, or the run ends
+with a sentence that says what is missing. `--adt_cfg_scale` is refused where a fork embeds prompts in a way of its own.
+"""
 
 
-def verdict(cells: Iterable[Cell], host: tuple[str, str], trainer: str, flag: str) -> str:
-    """What the last run of a cell found."""
-    found = [c for c in cells if (c["host"], c["commit"], c["trainer"], c["flag"]) == (*host, trainer, flag)]
-    return WORDS[found[-1]["outcome"]] if found else "not run"
+# Cells
 
 
-def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+def kept() -> list[Cell]:
+    """The cells that are kept."""
+    stored = json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.exists() else []
+    return [
+        {name: column[name] for name in OF_A_COLUMN} | dict(zip(OF_A_CELL, cell, strict=True))
+        for column in stored
+        for cell in column["cells"]
+    ]
+
+
+def keep(cells: Iterable[Cell]) -> None:
+    """Write them, column by column, each with the versions of its newest cell."""
+    by_column: dict[Column, list[Cell]] = {}
+    for cell in sorted(cells, key=key):
+        by_column.setdefault(column_of(cell), []).append(cell)
+    lines = []
+    for column in by_column.values():
+        newest = max(column, key=lambda cell: cell["date"])
+        found = ",\n  ".join(json.dumps([cell[name] for name in OF_A_CELL]) for cell in column)
+        lines.append(f'{json.dumps({name: newest[name] for name in OF_A_COLUMN})[:-1]}, "cells": [\n  {found}\n ]}}')
+    write_atomically(CELLS, "[" + ",\n ".join(lines) + "]\n")
+
+
+def read(line: str) -> Cell:
+    """A cell as the tests write it, with the page's word for what its run found."""
+    cell = json.loads(line)
+    return cell | {"found": WORDS["missing" if "not installed" in cell.get("reason", "") else cell["outcome"]]}
+
+
+def key(cell: Cell) -> tuple[str, ...]:
+    """What a cell is about."""
+    return (*column_of(cell), cell["trainer"], cell["flag"])
+
+
+def column_of(cell: Cell) -> Column:
+    """Where a cell was run."""
+    return cell["commit"], cell["environment"]
+
+
+def merged(old: Iterable[Cell], new: Iterable[Cell]) -> list[Cell]:
+    """The old cells, and in their place or beside them the new ones; one that failed in any of its tests has failed."""
+    found: dict[tuple[str, ...], Cell] = {}
+    for cell in sorted(new, key=lambda cell: list(WORDS.values()).index(cell["found"])):
+        found.setdefault(key(cell), cell)
+    return list(({key(cell): cell for cell in old} | found).values())
+
+
+def is_fork(cell: Cell) -> bool:
+    """Whether it was run on a fork, whose name stands before the commit."""
+    return not cell["commit"].partition(" ")[2].startswith("(")
+
+
+def columns(cells: Iterable[Cell]) -> list[Column]:
+    """All of them, the oldest host first, the project's environment before others."""
+    found = {column_of(cell) for cell in cells}
+    return sorted(found, key=lambda column: (column[0].rpartition("(")[2], column[1] != PROJECT, column[1]))
+
+
+def verdict(cells: Iterable[Cell], column: Column, trainer: str, flag: str) -> str:
+    """What the run of a cell found; what a commit lacks in one environment it lacks in every other."""
+    commit, environment = column
+    found = {c["environment"]: c["found"] for c in cells if (c["commit"], c["trainer"], c["flag"]) == (commit, trainer, flag)}
+    return found.get(environment) or (LACKING if LACKING in found.values() else "not run")
+
+
+# Memory
+
+
+def memory(family: Family, script: str) -> tuple[str, str]:
+    """What was counted for a trainer, in GiB, and what is left of it where blocks are swapped."""
+    lora = script.endswith("train_network.py")
+    workload = Workload(family.counted, MODELS[family.counted].resolution, 1, 16 if lora else 0, True, "bf16")
+    stored = CellStore(DOCUMENTS / "cost.json").results().get(COUNTED, {}).get(f"{workload}: defaults")
+    if stored is None:
+        return "not counted", ""
+    peak = stored["peaks"]["turn"]
+    swapped = swapped_bytes(family.counted) if lora else 0
+    return f"{peak / GIB:.1f}", f"{(peak - swapped) / GIB:.1f}" if swapped else ""
+
+
+def swapped_bytes(model: str) -> int:
+    """The bf16 weights of the most blocks that sd-scripts swaps: all of each kind but two, and none of a U-Net's."""
+    with torch.device("meta"):
+        network = MODELS[model].build()
+    stacks = [list(blocks) for name, blocks in network.named_children() if name.endswith("transformer_blocks")]
+    return sum(parameter.numel() for blocks in stacks for block in blocks[2:] for parameter in block.parameters()) * BF16
+
+
+# The page
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     """The lines of a Markdown table."""
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * len(head)}"
@@ -64,41 +184,81 @@ def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-def trainers(cells: list[Cell]) -> Iterator[str]:
-    """Trainers against host versions."""
-    known = hosts(cells)
-    yield from table(
-        ["trainer", "family", *(commit for _, commit in known)],
-        (
-            [f"`{script}`", family.name, *(verdict(cells, host, script, "") for host in known)]
-            for family in FAMILIES
-            for script in family.scripts
-        ),
-    )
+def environments(cells: Sequence[Cell]) -> Iterator[str]:
+    """Every environment: what it is, and what its newest cell was run with."""
+    names = sorted({cell["environment"] for cell in cells}, key=lambda name: (name != PROJECT, name))
+    newest = [max((cell for cell in cells if cell["environment"] == name), key=lambda cell: cell["date"]) for name in names]
+    packages = list(newest[0]["versions"])
+    rows = ([name, what_it_is(name), *cell["versions"].values()] for name, cell in zip(names, newest, strict=True))
+    yield from table(["environment", "what it is", *packages], rows)
 
 
-def flags(cells: list[Cell]) -> Iterator[str]:
-    """What was combined, against host versions."""
-    known = hosts(cells)
-    combined = dict.fromkeys((cell["trainer"], cell["flag"]) for cell in cells if cell["flag"])
-    order = [script for family in FAMILIES for script in family.scripts]
+def what_it_is(environment: str) -> str:
+    """The first line of an environment's requirements."""
+    if environment == PROJECT:
+        return "what `.ci/run` installs"
+    return requirements_of(environment).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
+def requirements_of(environment: str) -> Path:
+    """The file of an environment's requirements; `gui, Python 3.10` has those of `gui`."""
+    return REQUIREMENTS / f"{environment.partition(',')[0]}.txt"
+
+
+def head(column: Column) -> str:
+    """Of a column of cells."""
+    return "<br>".join(column)
+
+
+def trainers(cells: Sequence[Cell]) -> Iterator[str]:
+    """Trainers against hosts and environments."""
+    known = columns(cell for cell in cells if not cell["flag"])
     rows = (
-        [f"`{trainer}`", f"`{flag}`", *(verdict(cells, host, trainer, flag) for host in known)]
-        for trainer, flag in sorted(combined, key=lambda pair: (order.index(pair[0]), pair[1]))
+        [f"`{script}`", family.name, *memory(family, script), *(verdict(cells, column, script, "") for column in known)]
+        for family in FAMILIES
+        for script in family.scripts
     )
-    yield from table(["trainer", "with", *(commit for _, commit in known)], rows)
+    yield from table(["trainer", "family", "memory", "swapped", *map(head, known)], rows)
 
 
-def page(cells: list[Cell]) -> Iterator[str]:
+def combinations(cells: Sequence[Cell]) -> Iterator[str]:
+    """What was combined, against hosts and environments."""
+    known = columns(cells)
+    order = [script for family in FAMILIES for script in family.scripts]
+    combined = sorted({(order.index(cell["trainer"]), cell["flag"]) for cell in cells})
+    rows = (
+        [f"`{order[place]}`", f"`{flag}`", *(verdict(cells, column, order[place], flag) for column in known)]
+        for place, flag in combined
+    )
+    yield from table(["trainer", "with", *map(head, known)], rows)
+
+
+def forks(cells: Sequence[Cell]) -> Iterator[str]:
+    """Forks against their trainers."""
+    rows = ([cell["commit"], f"`{cell['trainer']}`", cell["found"]] for cell in sorted(cells, key=key))
+    yield from table(["fork", "trainer", "in the project's environment"], rows)
+
+
+def page(cells: Sequence[Cell]) -> Iterator[str]:
     """The whole document."""
     dates = sorted({cell["date"] for cell in cells})
+    of_host, of_forks = ([cell for cell in cells if is_fork(cell) == of_fork] for of_fork in (False, True))
+    combined = [cell for cell in of_host if cell["flag"]]
     yield INTRODUCTION
-    yield f"Run on {' and '.join(dates)}; the columns are commits of the host.\n"
-    yield "## Trainers\n"
-    yield from trainers(cells)
+    yield f"Run on {' and '.join(dates)}. A column is a commit of the host in one environment.\n"
+    yield "## Environments\n"
+    yield from environments(of_host)
+    yield "\n## Trainers"
+    yield MEMORY
+    yield from trainers(of_host)
     yield f"\nRefused by name: {', '.join(f'`{name}`' for name in OTHER_TRAINERS)}.\n"
     yield "## Combinations\n"
-    yield from flags(cells)
+    yield from combinations([cell for cell in combined if cell["environment"] == PROJECT])
+    yield "\n### In other environments\n"
+    yield from combinations([cell for cell in combined if cell["environment"] != PROJECT])
+    yield "\n## Forks"
+    yield FORKS
+    yield from forks(of_forks)
     yield "\n## Refused\n"
     yield "Each ends the run in one sentence, before models are loaded.\n"
     yield from table(["option", "because it"], ([f"`--{name}`", reason] for name, reason in REFUSED.items()))
@@ -106,11 +266,13 @@ def page(cells: list[Cell]) -> Iterator[str]:
     yield from table(["what", "why"], ([what, why] for what, why in NOT_RUN.items()))
 
 
-def main(paths: list[str]) -> None:
-    """Print the page of the cells in these files."""
-    cells = [json.loads(line) for path in paths for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    print("\n".join(page(cells)))
+def take_in(paths: Iterable[Path]) -> None:
+    """Keep the cells of these files, and write the page of all that are kept."""
+    new = [read(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    keep(merged(kept(), new))
+    write_atomically(PAGE, "\n".join(page(kept())) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    patch_imports()  # diffusers imports torchvision
+    take_in(map(Path, sys.argv[1:]))

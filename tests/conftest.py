@@ -46,6 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--compatibility", type=Path, help="append the cells of docs/compatibility.md that ran to this file")
+    parser.addoption("--environment", default="project", help="name of the environment whose cells they are")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -27,6 +27,11 @@ def only_tensor(output: Any) -> Tensor:
     return getattr(output, "sample", output)
 
 
+def without_frames(latents: Tensor) -> Tensor:
+    """Return latents `(B, C, h, w)`, also of those `(B, C, 1, h, w)` that a trainer on a video model hands over."""
+    return latents.squeeze(2) if latents.ndim == 5 else latents
+
+
 def same_prediction(output: Tensor, latents: Tensor) -> Tensor:
     """Return the output itself, which is the prediction."""
     return output

@@ -10,7 +10,7 @@ import ast
 import functools
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,10 +62,14 @@ def not_served(host: Path) -> list[str]:
 
 def examine(host: Path, family: Family) -> list[Finding]:
     """Look for every seam that a trainer of the family needs."""
-    seams = [ARGUMENTS, VERIFICATION, ACCELERATOR, family.noising, MASKING, METADATA]
-    vae = [find(host, seam) for seam in family.vae]
-    loader = next((finding for finding in vae if finding.found), vae[-1])
-    return [*(find(host, seam) for seam in seams), loader, find_denoiser(host, family)]
+    alternatives = [(ARGUMENTS,), (VERIFICATION,), (ACCELERATOR,), family.noising, (MASKING,), (METADATA,), family.vae]
+    return [*(find_first(host, seams) for seams in alternatives), find_denoiser(host, family)]
+
+
+def find_first(host: Path, seams: Sequence[Seam]) -> Finding:
+    """Look for each of these seams until one is found; the last one's finding where none is."""
+    findings = [find(host, seam) for seam in seams]
+    return next((finding for finding in findings if finding.found), findings[-1])
 
 
 def find(host: Path, seam: Seam) -> Finding:
@@ -85,8 +89,8 @@ def find(host: Path, seam: Seam) -> Finding:
 
 
 def find_denoiser(host: Path, family: Family) -> Finding:
-    """Look for one of the denoiser's classes in the modules of `library`."""
-    for path in sorted((host / "library").glob("*.py")):
+    """Look for one of the denoiser's classes in the modules beneath `library`."""
+    for path in sorted((host / "library").rglob("*.py")):
         for name, line in classes(path).items():
             if name in family.denoisers:
                 return Finding(name, "the denoiser", f"{path.relative_to(host)}:{line}", True)

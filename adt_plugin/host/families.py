@@ -22,8 +22,8 @@ class Family:
         scripts: the host's trainers of this family that the plugin serves.
         prefix: of the file names of a fork's own trainers.
         denoisers: class names of the denoiser.
-        noising: the seam that sees the clean latents.
-        vae: seams that load the VAE, newest host first.
+        noising: seams that see the clean latents, and
+        vae: seams that load the VAE: of each the first that the host has.
         vae_in: the VAE in what that seam returns.
         latent_channels: of the denoiser's latents.
         latent_format: how the denoiser's latents relate to the VAE's own.
@@ -40,7 +40,7 @@ class Family:
     scripts: tuple[str, ...]
     prefix: str
     denoisers: tuple[str, ...]
-    noising: Seam
+    noising: tuple[Seam, ...]
     vae: tuple[Seam, ...]
     latent_channels: int
     latent_format: Callable[[Any], LatentFormat]
@@ -77,7 +77,7 @@ SD = Family(
     scripts=("train_network.py", "fine_tune.py", "train_db.py"),
     prefix="",
     denoisers=("UNet2DConditionModel",),
-    noising=SD_NOISING,
+    noising=(SD_NOISING,),
     vae=(vae_loader("load_target_model", "library.model_io", "library.train_util"),),
     vae_in=lambda loaded: loaded[1],
     latent_channels=4,
@@ -94,7 +94,7 @@ SDXL = Family(
     scripts=("sdxl_train_network.py", "sdxl_train.py"),
     prefix="sdxl_",
     denoisers=("SdxlUNet2DConditionModel",),
-    noising=SD_NOISING,
+    noising=(SD_NOISING,),
     vae=(vae_loader("load_target_model", "library.sdxl_train_util"),),
     vae_in=lambda loaded: loaded[3],
     latent_channels=4,
@@ -111,7 +111,7 @@ SD3 = Family(
     scripts=("sd3_train_network.py", "sd3_train.py"),
     prefix="sd3_",
     denoisers=("MMDiT",),
-    noising=noising("get_noisy_model_input_and_timesteps", ("library.sd3_train_utils",), ("args", "latents")),
+    noising=(noising("get_noisy_model_input_and_timesteps", ("library.sd3_train_utils",), ("args", "latents")),),
     vae=(vae_loader("load_vae", "library.sd3_utils"),),
     latent_channels=16,
     tiny_decoder="madebyollin/taesd3",
@@ -128,7 +128,7 @@ FLUX = Family(
     scripts=("flux_train_network.py", "flux_train.py"),
     prefix="flux_",
     denoisers=("Flux", "Chroma"),
-    noising=FLUX_NOISING,
+    noising=(FLUX_NOISING,),
     vae=(vae_loader("load_ae", "library.flux_utils"),),
     latent_channels=16,
     tiny_decoder="madebyollin/taef1",
@@ -144,8 +144,8 @@ LUMINA = Family(
     scripts=("lumina_train_network.py", "lumina_train.py"),
     prefix="lumina_",
     denoisers=("NextDiT",),
-    noising=noising(
-        "get_noisy_model_input_and_timesteps", ("library.lumina_train_util",), ("args", "noise_scheduler", "latents")
+    noising=(
+        noising("get_noisy_model_input_and_timesteps", ("library.lumina_train_util",), ("args", "noise_scheduler", "latents")),
     ),
     vae=(vae_loader("load_ae", "library.lumina_util"),),
     latent_channels=16,
@@ -162,11 +162,15 @@ ANIMA = Family(
     scripts=("anima_train_network.py", "anima_train.py"),
     prefix="anima_",
     denoisers=("Anima",),
-    noising=FLUX_NOISING,
+    noising=(
+        noising("build_noisy_latents", ("library.anima_runtime.flow_training",), ("latents", "t_values")),  # FHfanshu's fork
+        FLUX_NOISING,
+    ),
     vae=(
         vae_loader("load_qwen_image_vae", "library.anima_train_utils"),
-        vae_loader("load_vae", "library.qwen_image_autoencoder_kl"),
+        vae_loader("load_vae", "library.qwen_image_autoencoder_kl", "library.anima_runtime.model_loading"),
     ),
+    vae_in=vaes.qwen_vae,
     latent_channels=16,
     latent_format=vaes.qwen_format,
     convention=conventions.ANIMA,
@@ -179,7 +183,7 @@ HUNYUAN = Family(
     scripts=("hunyuan_image_train_network.py",),
     prefix="hunyuan_",
     denoisers=("HYImageDiffusionTransformer",),
-    noising=FLUX_NOISING,
+    noising=(FLUX_NOISING,),
     vae=(vae_loader("load_vae", "library.hunyuan_image_vae"),),
     latent_channels=64,
     latent_format=lambda vae: LatentFormat(scale=vae.scaling_factor, pixels=vae.ffactor_spatial),

@@ -35,7 +35,7 @@ from adt_plugin.host import forecast, resume, trained
 from adt_plugin.host.batch import Batch, Idle, Noised, Predicted
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.checks import check_processes, memory_levers, trained_range, weighs_images
-from adt_plugin.host.conventions import only_tensor, same
+from adt_plugin.host.conventions import only_tensor, same, without_frames
 from adt_plugin.host.families import ACCELERATOR, MASKING, METADATA, METADATA_OBJECT, Family
 from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.guidance import Guidance
@@ -99,7 +99,7 @@ class Session:
         self.models = Models.load(config, family)
         self.guidance = Guidance.from_config(config)
         self.trained_range = trained_range(args, family)  # read once: the host's validation changes its arguments
-        self.weighs, self.vae_seam = weighs_images(args), family.vae[0]
+        self.weighs, self.noising_seam, self.vae_seam = weighs_images(args), family.noising[0], family.vae[0]
         self.found, self.undos = Findings(), contextlib.ExitStack()
         self.batch: Batch = Idle()
         self.order: Order = HostFirst()
@@ -115,11 +115,11 @@ class Session:
         Raises:
             SeamError: the host lacks one.
         """
-        self.vae_seam = first_found(self.family.vae)
+        self.noising_seam, self.vae_seam = first_found(self.family.noising), first_found(self.family.vae)
         wraps: dict[Any, Callable[[Function], Function]] = {
             ACCELERATOR: lambda original: self._after(original, self.on_accelerator),
             self.vae_seam: lambda original: self._after(original, self.on_vae_loader),
-            self.family.noising: self._around_noising,
+            self.noising_seam: self._around_noising,
             MASKING: self._around_masking,
             METADATA: self._around_metadata,
         }
@@ -154,7 +154,7 @@ class Session:
 
         def noising(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
-            self.on_noising(given.get("noise_scheduler"), given["latents"])
+            self.on_noising(given.get("noise_scheduler"), without_frames(given["latents"]))
             return original(*args, **kwargs)
 
         return noising
@@ -387,7 +387,7 @@ class Session:
         hit = {
             f"{self.vae_seam.function} ({self.vae_seam.purpose})": "decoder" in self.found,
             f"Accelerator.prepare (the denoiser, one of {', '.join(self.family.denoisers)})": "denoiser" in self.found,
-            f"{self.family.noising.function} ({self.family.noising.purpose})": not isinstance(batch, Idle),
+            f"{self.noising_seam.function} ({self.noising_seam.purpose})": not isinstance(batch, Idle),
             "the denoiser's forward call": isinstance(batch, Predicted),
         }
         missed = [name for name, reached in hit.items() if not reached]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +15,15 @@ from adt_plugin.core.images.decoding import LatentFormat
 def autoencoder_format(vae: Any) -> LatentFormat:
     """Return the format of FLUX's autoencoder, also Lumina's: its `encode` has scaled already."""
     return LatentFormat(vae.scale_factor, vae.shift_factor)
+
+
+def qwen_vae(loaded: Any) -> Any:
+    """Return Qwen-Image's VAE with the names of its parts; FHfanshu's fork has Wan's module, and a mean and 1 / deviation."""
+    if hasattr(loaded, "latents_mean"):
+        return loaded
+    mean, inverse = loaded.scale
+    parts = {"decoder": loaded.model.decoder, "post_quant_conv": loaded.model.conv2}
+    return SimpleNamespace(**parts, latents_mean=mean.tolist(), latents_std=(1 / inverse).tolist())
 
 
 def qwen_format(vae: Any) -> LatentFormat:

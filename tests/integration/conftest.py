@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -32,16 +34,31 @@ def adt_options(tiny_dino: Path) -> tuple[str | Path, ...]:
     )
 
 
-@pytest.fixture
-def cell(host_dir: Path, record_property: Callable[[str, object], None]) -> Callable[..., None]:
-    """Say which cell of docs/compatibility.md the test is: `cell(trainer, flag)`."""
+PACKAGES = ("torch", "numpy", "accelerate", "diffusers", "transformers", "lycoris_lora")
+"""Whose versions make an environment."""
 
-    def say(trainer: str, flag: str = "") -> None:
-        record_property(
-            "compatibility", {"host": host_dir.name, "commit": commit_of(host_dir), "trainer": trainer, "flag": flag}
-        )
+
+@pytest.fixture
+def cell(host_dir: Path, record_property: Callable[[str, object], None], pytestconfig: pytest.Config) -> Callable[..., None]:
+    """Say which cell of docs/compatibility.md the test is: `cell(trainer, flag)`, with `host=` on a fork."""
+
+    def say(trainer: str, flag: str = "", host: Path | None = None) -> None:
+        commit = commit_of(host_dir) if host is None else f"{host.name} {commit_of(host)}"
+        where = {"commit": commit, "environment": pytestconfig.getoption("--environment")}
+        record_property("compatibility", where | {"trainer": trainer, "flag": flag, "versions": versions()})
 
     return say
+
+
+def versions() -> dict[str, str]:
+    """What this interpreter, which also runs the host, has installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return found
 
 
 def commit_of(host_dir: Path) -> str:

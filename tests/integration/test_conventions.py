@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
-from adt_plugin.host import conventions, schedules
+from adt_plugin.core.images.decoding import LatentDecoder
+from adt_plugin.host import conventions, schedules, vaes
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.families import FAMILIES, FLUX, HUNYUAN, LUMINA, SD, SD3, Family
 
@@ -172,3 +173,26 @@ def test_an_option_without_meaning_for_the_family_is_refused(family: Family, opt
     args = Namespace(zero_terminal_snr=False, v_parameterization=False)
     with pytest.raises(ConfigError, match=flag):
         family.schedule.preview(ADTConfig(**options), args)
+
+
+# FHfanshu's fork, whose Anima trainer is its own
+
+
+def test_latents_of_a_video_model_lose_their_only_frame() -> None:
+    latents = torch.randn(2, 16, 1, 4, 6)
+    assert torch.equal(conventions.without_frames(latents), latents[:, :, 0])
+    still = latents[:, :, 0]
+    assert conventions.without_frames(still) is still
+    assert conventions.ANIMA.pack(conventions.without_frames(latents)).shape == latents.shape
+
+
+def test_a_mean_and_an_inverse_deviation_are_the_hosts_format() -> None:
+    """Wan's decode: z / scale[1] + scale[0], then conv2, then the decoder."""
+    mean, inverse = torch.randn(16), torch.rand(16) + 0.5
+    parts = SimpleNamespace(decoder=nn.Conv3d(16, 3, 1), conv2=nn.Conv3d(16, 16, 1))
+    vae = vaes.qwen_vae(SimpleNamespace(model=parts, scale=[mean, inverse]))
+    decoder = LatentDecoder.copied_from(vae, vaes.qwen_format(vae))
+    latents = torch.randn(2, 16, 4, 6)
+    own = latents[:, :, None] / inverse.view(16, 1, 1, 1) + mean.view(16, 1, 1, 1)
+    torch.testing.assert_close(decoder(latents), parts.decoder(parts.conv2(own)).squeeze(2))
+    assert vaes.qwen_vae(vae) is vae

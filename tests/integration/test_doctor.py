@@ -180,4 +180,4 @@ def test_methods_are_found_in_their_classes(tmp_path: Path) -> None:
 
 def test_an_examination_covers_every_seam_of_a_session() -> None:
     findings = {finding.purpose for finding in doctor.examine(Path("nowhere"), SD)}
-    assert {SD.noising.purpose, SD.vae[0].purpose, "the accelerator", "the mask of each batch"} <= findings
+    assert {SD.noising[0].purpose, SD.vae[0].purpose, "the accelerator", "the mask of each batch"} <= findings

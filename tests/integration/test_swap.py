@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,10 @@ def test_swapped_blocks_train_the_same_weights(
     script: str,
     options: Options,
     tmp_path: Path,
+    cell: Callable[..., None],
 ) -> None:
     """The emulated device refuses a call of a block that is on the CPU, so that a wrong order ends the run."""
+    cell(script, " ".join(map(str, ("--blocks_to_swap", "2", *options))))
     if not (host_dir / script).is_file():
         pytest.skip(f"{host_dir.name} has no {script}")
     model, runs, notes = deep_model(family_of(script)), [], []

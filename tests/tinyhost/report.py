@@ -54,4 +54,5 @@ def write_cells(path: Path | None, stats: Mapping[str, Iterable[pytest.TestRepor
             for report in host_reports(stats, outcome):
                 cell = dict(report.user_properties).get("compatibility")
                 if cell is not None:
-                    file.write(json.dumps(cell | {"outcome": outcome, "date": date}) + "\n")
+                    reason = {"reason": skip_reason(report)} if outcome == "skipped" else {}
+                    file.write(json.dumps(cell | {"outcome": outcome, "date": date} | reason) + "\n")
