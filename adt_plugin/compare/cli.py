@@ -35,7 +35,7 @@ def compare_main(argv: Sequence[str], prog: str = "adt compare") -> None:
     try:
         settings = settings_of(given)
         from adt_plugin.compare.run import PAGE, compare
-        from adt_plugin.compare.verdict import cautions, headline, side_effects
+        from adt_plugin.compare.verdict import cautions, headline, side_effects, standings
 
         scores = compare(settings)
     except KeyboardInterrupt:
@@ -43,7 +43,7 @@ def compare_main(argv: Sequence[str], prog: str = "adt compare") -> None:
         raise SystemExit(INTERRUPTED) from None
     except (AdtError, OSError, ImportError) as error:
         raise SystemExit(f"adt_plugin: {error}") from error
-    print("\n".join([headline(scores), *side_effects(scores), *cautions(scores)]))
+    print("\n".join([headline(scores), *standings(scores), *side_effects(scores), *cautions(scores)]))
     print(f"Open {(given.out / PAGE).resolve()}")
 
 

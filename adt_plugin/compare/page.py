@@ -15,7 +15,7 @@ from adt_plugin.compare.figures import against_table, figures_table, meanings
 from adt_plugin.compare.inputs import TrainingImage
 from adt_plugin.compare.scores import Neighbour, Scores
 from adt_plugin.compare.settings import SCORED, Sampling, Settings, Shot
-from adt_plugin.compare.verdict import LIMITS, cautions, headline, side_effects
+from adt_plugin.compare.verdict import LIMITS, cautions, headline, side_effects, standings
 
 TINY = 160
 """Images whose sides are smaller are shown with sharp pixels."""
@@ -89,7 +89,7 @@ def _sizes(settings: Settings) -> str:
 def _verdict(scores: Scores) -> str:
     return (
         f'<section class="verdict fixed" id="verdict"><p class="lead">{escape(headline(scores))}</p>'
-        f"{_list('effects', side_effects(scores))}{_list('cautions', cautions(scores))}"
+        f"{_list('effects', [*standings(scores), *side_effects(scores)])}{_list('cautions', cautions(scores))}"
         f"<details><summary>What these figures cannot say</summary><p>{escape(LIMITS)}</p></details></section>"
     )
 

@@ -18,7 +18,7 @@ from adt_plugin.compare.page import Contents, page
 from adt_plugin.compare.rendering import Store, check_candidates, paths_by_shot, render_all
 from adt_plugin.compare.scores import Scores, score_all
 from adt_plugin.compare.settings import SCORED, Settings, content_digest
-from adt_plugin.compare.verdict import cautions, headline, side_effects
+from adt_plugin.compare.verdict import cautions, headline, side_effects, standings
 from adt_plugin.core.run.files import replacement, write_atomically
 
 PAGE, GRID, SCORES = "comparison.html", "grid.png", "scores.json"
@@ -132,6 +132,7 @@ def as_json(settings: Settings, digests: dict[Path, str], scores: Scores) -> dic
     return {
         "adt_plugin": __version__,
         "verdict": headline(scores),
+        "standings": standings(scores),
         "side_effects": side_effects(scores),
         "cautions": cautions(scores),
         "candidates": [

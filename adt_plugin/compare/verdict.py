@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from adt_plugin.compare.scores import Figure, Scores
 
 FEW_IMAGES, FEW_REFERENCES = 50, 20
+MOST_PAIRS = 4
 COPIES = 0.5
 """A candidate whose images are nearer to training images than half of what these are to each other may copy."""
 
@@ -14,19 +15,42 @@ COPIES = 0.5
 def headline(scores: Scores) -> str:
     """Return the sentence on top of the page: which candidate is nearest to the training images, and how surely."""
     scope = scores.scopes[0]
-    kids = {name: figures["kid"] for name, figures in scope.figures.items() if "kid" in figures}
-    if len(kids) < 2:
+    ranked = ranking(scores)
+    if len(ranked) < 2:
         return "There are too few images for a distance to the training images: add prompts or seeds."
-    ranked = sorted(kids, key=lambda name: kids[name].value)
     best, second = ranked[:2]
-    margin = kid_difference(scores, second, best)
-    few = scores.scopes[0].images < FEW_IMAGES or scores.reference_count < FEW_REFERENCES
-    lead = f"{'on these few images ' if few else ''}{best} comes nearest to the training images (KID {kids[best].value:.3f})"
+    margin, distance = kid_difference(scores, second, best), scope.figures[best]["kid"].value
+    few = scope.images < FEW_IMAGES or scores.reference_count < FEW_REFERENCES
+    lead = f"{'on these few images ' if few else ''}{best} comes nearest to the training images (KID {distance:.3f})"
     rest = f"{second}, the next, is {margin.value:.3f} farther"
     if not margin.certain:
         return f"No winner: {lead}, but {rest}, which may be chance ({interval(margin)})."
     lead = f"O{lead[1:]}" if few else lead
     return f"{lead}; {rest}, more than the choice of images explains ({interval(margin)})."
+
+
+def ranking(scores: Scores) -> list[str]:
+    """Return the candidates that have a KID over all images, the nearest to the training images first."""
+    kids = {name: figures["kid"].value for name, figures in scores.scopes[0].figures.items() if "kid" in figures}
+    return sorted(kids, key=lambda name: kids[name])
+
+
+def standings(scores: Scores) -> list[str]:
+    """Return what the headline leaves out: how the candidates after the two nearest stand, and which the base is ahead of."""
+    base, ranked, found = next(iter(scores.scopes[0].figures)), ranking(scores), []
+    for name, other in list(zip(ranked[1:], ranked[2:], strict=False))[:MOST_PAIRS]:
+        margin = kid_difference(scores, other, name)
+        farther = f"{other} is {margin.value:.3f} farther than {name}"
+        said = farther if margin.certain else f"{name} and {other} cannot be told apart by their distance"
+        found.append(f"{said} ({interval(margin)}).")
+    margins = {name: kid_difference(scores, name, base) for name in ranked if base in ranked and name != base}
+    worse = [name for name, margin in margins.items() if margin.certain and margin.value > 0]
+    if worse:
+        found.append(
+            f"Farther from the training images than the base: {', '.join(worse)}. Training was too short, too long, or on "
+            "other images than those of --reference."
+        )
+    return found
 
 
 def kid_difference(scores: Scores, name: str, other: str) -> Figure:

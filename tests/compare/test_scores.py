@@ -11,7 +11,7 @@ from torch import Tensor
 from adt_plugin.compare.inputs import TrainingImage
 from adt_plugin.compare.scores import METRICS, Figure, Resamples, Scores, figure_of, score_all, similarities
 from adt_plugin.compare.settings import NEUTRAL, Prompt, Sampling, Shot
-from adt_plugin.compare.verdict import cautions, headline, side_effects
+from adt_plugin.compare.verdict import cautions, headline, side_effects, standings
 
 PROMPTS = [Prompt(text) for text in ("a", "b", "c", "d")]
 SEEDS = range(15)
@@ -118,6 +118,22 @@ def test_the_headline_has_no_winner_where_chance_would_do() -> None:
     noise, other = draws(len(SHOTS), 1), draws(len(SHOTS), 2)
     scores = score_all(SHOTS, {"base": noise, "lora": other}, draws(24, 0), IMAGES)
     assert headline(scores).startswith("No winner: ") and "may be chance" in headline(scores)
+
+
+def test_those_behind_the_two_nearest_that_cannot_be_told_apart_are_said() -> None:
+    noise, other, reference = draws(len(SHOTS), 1), draws(len(SHOTS), 2), draws(24, 0)
+    scores = score_all(SHOTS, {"base": noise + 2.0, "a": noise + 1.0, "b": other + 1.0, "near": noise}, reference, IMAGES)
+    assert headline(scores).startswith("near comes nearest")
+    assert sum("cannot be told apart by their distance (95 % interval" in sentence for sentence in standings(scores)) == 1
+    assert standings(narrowed(scores, "base", "near")) == []
+
+
+def test_candidates_that_the_base_is_ahead_of_are_named() -> None:
+    noise, reference = draws(len(SHOTS), 1), draws(24, 0)
+    worse = score_all(SHOTS, {"base": noise, "a": noise + 1.0, "b": noise + 2.0}, reference, IMAGES)
+    assert standings(worse)[0].startswith("b is ") and "farther than a (95 % interval" in standings(worse)[0]
+    assert standings(worse)[1].startswith("Farther from the training images than the base: a, b. Training was too short")
+    assert standings(narrowed(worse, "base")) == []
 
 
 def narrowed(scores: Scores, *names: str) -> Scores:
