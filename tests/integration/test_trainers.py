@@ -138,6 +138,12 @@ OF_ITS_OWN_RATE = ("--learning_rate", "1")
 OPTIMIZERS: list[Any] = [
     ("prodigyopt", ("Prodigy", *OF_ITS_OWN_RATE)),
     ("bitsandbytes", ("AdamW8bit",)),
+    slow("lion_pytorch", ("Lion",)),
+    slow("prodigyplus", ("prodigyplus.ProdigyPlusScheduleFree", *OF_ITS_OWN_RATE)),
+    slow("pytorch_optimizer", ("pytorch_optimizer.CAME",)),
+    slow("pytorch_optimizer", ("pytorch_optimizer.DAdaptAdam", *OF_ITS_OWN_RATE)),
+    slow("schedulefree", ("RAdamScheduleFree",)),
+    slow("transformers", ("AdaFactor",)),
 ]
 """The package that the host imports for each, and its options."""
 
