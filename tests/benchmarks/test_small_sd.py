@@ -1,0 +1,59 @@
+"""The bench of the small Stable Diffusion: its shipped LoRA, its figures and its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks import small_sd
+from benchmarks.host_lora import PLATEAU, POINTS, Recipe, load_denoiser, merge_lora, point_name, score, trained
+
+
+def test_the_lora_at_its_plateau_draws_the_asked_digits_in_the_new_style() -> None:
+    points = [(3.0, 5)]
+    base, found = (score(load_denoiser(lora), "validation", 1, 60, points)[point_name(3.0, 5)] for lora in (None, PLATEAU))
+    assert found["well_formed"] > 0.7
+    assert found["fd"] < base["fd"] / 2  # the base knows the other style alone
+
+
+def test_a_lora_of_another_model_is_refused(tmp_path: Path) -> None:
+    other = {name.replace("down_blocks_0", "down_blocks_7"): part for name, part in load_file(PLATEAU).items()}
+    save_file(other, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="down_blocks_7"):
+        merge_lora(load_denoiser().unet, tmp_path / "other.safetensors")
+
+
+def runs() -> dict[str, list[dict[str, Any]]]:
+    """Two seeds, every figure the run's number."""
+    names = ("the plateau", small_sd.PLAIN, small_sd.ADT.name)
+    return {
+        name: [
+            {
+                "seconds": 10 * seed,
+                "scores": {point_name(*point): dict.fromkeys(small_sd.FIGURES, place + seed) for point in POINTS},
+            }
+            for seed in (1, 2)
+        ]
+        for place, name in enumerate(names)
+    }
+
+
+def test_the_page_has_every_point_and_the_paired_changes() -> None:
+    page = "\n".join(small_sd.paragraphs(runs()))
+    assert all(f"## {point_name(*point)}\n" in page for point in POINTS)
+    assert f"| {small_sd.ADT.name} against {small_sd.PLAIN} |" in page.replace("  ", " ")
+    assert "+42 % (+33 to +50), p = 0.500" in page  # 3 over 2, and 4 over 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adt", [(), (*small_sd.HEADS, "--adt_warmup", "1")], ids=["plain", "turns"])
+def test_the_host_goes_on_from_the_plateau(host_dir: Path, adt: tuple[str, ...], tmp_path: Path) -> None:
+    made = tmp_path / "lora.safetensors"
+    assert trained(Recipe("two steps", 2, "1e-3", adt), 1, PLATEAU, host_dir, made) > 0
+    before, after = load_file(PLATEAU), load_file(made)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
