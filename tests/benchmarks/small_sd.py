@@ -138,6 +138,17 @@ def paragraphs(runs: dict[str, Any]) -> Iterator[str]:
     yield "## Processor time, seconds\n\n" + report.table(["run", "by seed"], rows)
 
 
+def guidance_table(found: dict[str, Any]) -> str:
+    """Return the table of docs/benchmarks.md from `guidance.json`: Fréchet distance and well-formed share at 10 steps."""
+    scales = ("1", "2", "3", "5", "7")
+
+    def text(scores: dict[str, dict[str, float]] | None) -> str:
+        return f"{scores['fd']:.1f} ({scores['well_formed']:.2f})" if scores else "not scored"
+
+    rows = [[name, *(text(points.get(f"{scale} @ 10")) for scale in scales)] for name, points in found.items()]
+    return report.table(["trained at", *(f"sampled at {scale}" for scale in scales)], rows)
+
+
 def pairs(runs: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Which runs are compared: those with turns against those without, and against frozen heads."""
     ours = [name for name in runs if name.startswith("ADT")]

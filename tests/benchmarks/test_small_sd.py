@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks import small_sd
+from benchmarks import DOCUMENTS, small_sd
 from benchmarks.host_lora import PLATEAU, POINTS, Recipe, load_denoiser, merge_lora, point_name, score, trained
 
 
@@ -47,6 +48,11 @@ def test_the_page_has_every_point_and_the_paired_changes() -> None:
     assert all(f"## {point_name(*point)}\n" in page for point in POINTS)
     assert f"| {small_sd.ADT.name} against {small_sd.PLAIN} |" in page.replace("  ", " ")
     assert "+42 % (+33 to +50), p = 0.500" in page  # 3 over 2, and 4 over 3
+
+
+def test_the_table_of_guidance_is_what_its_json_says() -> None:
+    found = json.loads((DOCUMENTS / "guidance.json").read_text(encoding="utf-8"))
+    assert small_sd.guidance_table(found) in (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
