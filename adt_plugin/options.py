@@ -9,8 +9,9 @@ from dataclasses import Field, fields
 from typing import Any
 
 from adt_plugin import __version__
-from adt_plugin.core.config import PREFIX, ADTConfig, flag_of, without_folder
+from adt_plugin.core.config import ADTConfig, without_folder
 from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.option import PREFIX, flag_of
 
 LEVELS = {
     "basic": ("weight", "begin", "cfg_scale", "memory", "backbone", "pictures_every"),

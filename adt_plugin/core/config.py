@@ -7,48 +7,17 @@ A field of a group *is* an option: whatever shows options (a command line, a fil
 from __future__ import annotations
 
 import math
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adt_plugin.core.errors import ConfigError
-
-PREFIX = "adt_"
-"""Stands before an option's name wherever a user writes it: `--adt_steps`, `adt_steps = 5`."""
+from adt_plugin.core.option import Options, option
 
 OWN_DECODER = "vae"
 HUB_DECODER = "taesd"
 NO_WEIGHTS = "none"
 AUGMENTATIONS = ("color", "translation", "cutout", "shift")
-
-
-def option(
-    default: Any,
-    help_en: str,
-    help_ja: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    """Define a dataclass field that is an option.
-
-    Args:
-        default: also decides the option's type: bool, int, float or str.
-        help_en, help_ja: what a person gets from it.
-        low, high: inclusive bounds of a number.
-        choices: all values of a word; empty allows any.
-    """
-    return field(default=default, metadata={"help": (help_en, help_ja), "low": low, "high": high, "choices": choices})
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What every group has: each value is checked against its option's range when it is made."""
-
-    def __post_init__(self) -> None:
-        for spec in fields(self):
-            _check_range(spec, getattr(self, spec.name))
 
 
 def _seed_option() -> Any:
@@ -57,7 +26,7 @@ def _seed_option() -> Any:
 
 
 @dataclass(frozen=True)
-class TurnConfig(_Options):
+class TurnConfig(Options):
     """What `AdversarialTurn` reads: how strong, how long, how often, how guided, and the training of the discriminator's heads.
 
     Raises:
@@ -224,7 +193,7 @@ class TurnConfig(_Options):
 
 
 @dataclass(frozen=True)
-class DiscriminatorConfig(_Options):
+class DiscriminatorConfig(Options):
     """What `load_backbone` and `Discriminator.from_config` read.
 
     Raises:
@@ -303,7 +272,7 @@ class DiscriminatorConfig(_Options):
 
 
 @dataclass(frozen=True)
-class RunConfig(_Options):
+class RunConfig(Options):
     """What is read by whoever sets up a run: its adversarial part, sampler, decoder, what is watched and saved.
 
     Raises:
@@ -398,11 +367,6 @@ class ADTConfig(RunConfig, DiscriminatorConfig, TurnConfig):
     """
 
 
-def flag_of(spec: Field[Any]) -> str:
-    """Return an option's flag, such as `--adt_steps`."""
-    return f"--{PREFIX}{spec.name}"
-
-
 def without_folder(value: str) -> str:
     """Return a hub name as it is, and a local path by its last part: what is saved names no folder of the user's.
 
@@ -413,13 +377,3 @@ def without_folder(value: str) -> str:
         if path and Path(path).exists():
             return prefix + Path(path).resolve().name
     return value
-
-
-def _check_range(spec: Field[Any], value: Any) -> None:
-    rules = spec.metadata
-    if rules["choices"] and value not in rules["choices"]:
-        raise ConfigError(f"{flag_of(spec)} must be one of {', '.join(rules['choices'])}, got {value!r}.")
-    if rules["low"] is not None and not (rules["low"] <= value <= rules["high"]):  # a NaN fails both comparisons
-        raise ConfigError(f"{flag_of(spec)} must be from {rules['low']:g} to {rules['high']:g}, got {value!r}.")
-    if value == "":
-        raise ConfigError(f"{flag_of(spec)} is empty: give it a value or leave it out.")

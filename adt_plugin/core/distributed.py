@@ -52,13 +52,16 @@ def all_processes_agree(flag: Tensor) -> bool:
     return bool(all_reduce_mean(flag.float()) == 1.0)
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Return whether a flag holds in one process at least. With a single process no device is waited for.
+def any_process(flag: Tensor | bool, device: torch.device) -> bool:
+    """Return whether a flag holds in one process at least. With a single process no device is waited for, but for a tensor's.
 
     Args:
+        flag: 0-dim, if it is a tensor.
         device: where the processes exchange it.
     """
-    return flag if world_size() == 1 else not all_processes_agree(torch.tensor(not flag, device=device))
+    if world_size() == 1:
+        return bool(flag)
+    return not all_processes_agree(~(flag if isinstance(flag, Tensor) else torch.full((), flag, device=device)))
 
 
 def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:

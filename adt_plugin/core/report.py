@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -61,23 +61,31 @@ class TurnReport:
     spread: float = float("nan")
 
 
-def fetch(values: Mapping[str, Tensor], vector: Tensor, carried: Tensor) -> tuple[dict[str, float], list[float], Tensor]:
-    """Average over all processes and fetch from the device, in one transfer.
+def fetch(
+    values: Mapping[str, Tensor], vector: Tensor, carried: Sequence[Tensor]
+) -> tuple[dict[str, float], list[float], list[Tensor]]:
+    """Average over all processes and fetch from the device, in one transfer, the only one that a turn's report waits for.
 
     Args:
         values: 0-dim, by name.
         vector: one-dimensional.
-        carried: of any shape; comes along without being averaged.
+        carried: of any shapes and precisions; they come along without being averaged.
 
     Returns:
-        The same values by name and those of the vector, as Python numbers; and the tensor, float32 on the CPU.
+        The same values by name and those of the vector, as Python numbers; and the tensors as they were, on the CPU.
     """
     device = vector.device
     averaged = all_reduce_mean(torch.stack([tensor.detach().float().to(device) for tensor in (*values.values(), *vector)]))
-    fetched = torch.cat([averaged, carried.detach().float().flatten().to(device)]).cpu()
-    numbers = fetched[: len(averaged)].tolist()
-    rest = fetched[len(averaged) :].view(carried.shape)
+    fetched, *rest = on_the_cpu([averaged, *(tensor.detach().to(device) for tensor in carried)])
+    numbers = fetched.tolist()
     return dict(zip(values, numbers, strict=False)), numbers[len(values) :], rest
+
+
+def on_the_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors of one device on the CPU, each with a memory of its own: their bytes travel together."""
+    as_bytes = [tensor.flatten().view(torch.uint8) for tensor in tensors]
+    parts = torch.cat(as_bytes).cpu().split([len(part) for part in as_bytes])
+    return [part.clone().view(like.dtype).view(like.shape) for part, like in zip(parts, tensors, strict=True)]
 
 
 class StageClock:

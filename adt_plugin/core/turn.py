@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +12,17 @@ from adt_plugin.core.config import TurnConfig
 from adt_plugin.core.diffusion import unroll as unrolling
 from adt_plugin.core.diffusion.balance import GradientBalance, at_least_float32
 from adt_plugin.core.diffusion.denoiser import Denoiser, at_scale, scale_of
-from adt_plugin.core.diffusion.gradient_path import Backward, Candidate, choose_grad_positions, leaf_gradients, replay
+from adt_plugin.core.diffusion.gradient_path import WEIGHING, Backward, Candidate, choose_grad_positions, leaf_gradients, replay
 from adt_plugin.core.diffusion.memory import GraphMemory
 from adt_plugin.core.diffusion.passes import passes_for
 from adt_plugin.core.diffusion.samplers import Sampler
 from adt_plugin.core.diffusion.unroll import NoisedStart, Unroll, UnrollFunction
 from adt_plugin.core.discriminator import Discriminator, PairFeatures
-from adt_plugin.core.discriminator.history import FeatureHistory
+from adt_plugin.core.discriminator.history import FeatureHistory, packed
 from adt_plugin.core.discriminator.likeness import WindowSets, feature_distance, pooled
 from adt_plugin.core.discriminator.losses import LOSSES
-from adt_plugin.core.distributed import all_finite, all_processes_agree, all_reduce_mean, all_reduce_norm, rank
+from adt_plugin.core.distributed import all_finite, all_reduce_mean, all_reduce_norm, any_process, rank
+from adt_plugin.core.handover import GeneratorGradients, Outcome, Seen
 from adt_plugin.core.images.crop import Crop, draw_crop
 from adt_plugin.core.images.mask import draw_crop_on, paste, resized
 from adt_plugin.core.images.offload import Offload
@@ -30,23 +30,6 @@ from adt_plugin.core.report import StageClock, TurnReport, fetch
 from adt_plugin.core.rng import draw_seed, preserved_rng
 from adt_plugin.core.schedule import Phase, TurnSchedule, start_range
 from adt_plugin.core.stages import Decode, decode_generated, decode_real, discriminator_gradients, score_generated
-
-
-@dataclass
-class GeneratorGradients:
-    """dL_G/do_i at the denoiser's outputs, all on the device.
-
-    Attributes:
-        vectors: position -> gradient as it will be applied, `(B, C, h, w)`; empty where no step carries gradient.
-        raw: norm over these positions before balancing; 0 where there are none.
-        applied: the same after balancing and weighing.
-        by_step: norm at every step walked, before balancing; empty where no step carries gradient.
-    """
-
-    vectors: dict[int, Tensor]
-    raw: Tensor
-    applied: Tensor
-    by_step: Tensor
 
 
 class AdversarialTurn:
@@ -166,7 +149,7 @@ class AdversarialTurn:
         real: Tensor | None = None,
         backward: Backward = torch.Tensor.backward,
         unroll_denoiser: Denoiser | None = None,
-        overflowed: Callable[[], bool] | None = None,
+        overflowed: Callable[[], Tensor | bool] | None = None,
         mask: Tensor | None = None,
         weights: Tensor | None = None,
         loss: Tensor | None = None,
@@ -181,7 +164,7 @@ class AdversarialTurn:
             backward: as `accelerator.backward`, so that loss scaling and accumulation apply to the replayed steps.
             unroll_denoiser: a cheaper way to call the same network without gradient; None uses `denoiser`.
             overflowed: asked after the replay, whether the loop's loss scaler has an infinity in `p.grad` and will skip its
-                step; the heads then skip theirs.
+                step, as a bool or as a 0-dim tensor that nobody has waited for; the heads then skip theirs.
             mask: what of each image the diffusion loss trains, `(B, 1, H, W)` in [0, 1] at any size: the real image is pasted
                 over the rest of the generated one. None trains all of it.
             weights: of the images in the diffusion loss, `(B,)`: each image's gradient is multiplied by its own, after the
@@ -203,28 +186,17 @@ class AdversarialTurn:
                 positions = self._draw_grad_positions(start)
                 # for i = s..1:  o_i = f(sg(x_i), t_i, c);  x_{i-1} = S(x_i, o_i)
                 path = self._walk(denoiser, unroll_denoiser, noised, start, positions)
-            crop, measures = self._draw_crop(clean, mask), bool(positions)
             with self.offload.resident(clean.device):
-                with clock.stage("decode"):
-                    # real = Dec(x_0);  gen = Dec(x_0'); the real one first, while no graph of the decoder lies in memory
-                    real = decode_real(self.decode, clean, crop) if real is None else crop.apply(real, self.latent_pixels)
-                    gen = decode_generated(self.decode, path.latents, crop, with_graph=measures)
-                    # gen = M gen + (1 - M) real
-                    gen = gen if mask is None else paste(gen, real, self._cropped(mask, clean, crop))
-                with clock.stage("observe"):
-                    # L_G = - D(gen, real), both under the same augmentation
-                    features = self.discriminator.pair_features(gen, real)
-                    scores, loss_g = score_generated(self.discriminator, features, self.loss, with_graph=measures)
+                seen = self._observed(clock, path, clean, real, mask, with_graph=bool(positions))
                 with clock.stage("gradient"):
                     # lambda dL_G/do_i for i in M
-                    gradients = self._generator_gradients(loss_g, path, positions, weights)
+                    gradients = self._generator_gradients(seen.loss_g, path, positions, weights)
             with clock.stage("discriminator"):
                 # L_D: two views of real up, (gen, real) down, each pair of two augmentations; and the penalty of steep scores
-                features = features.detached()  # the graph through decoder and backbone goes
-                loss_d, score_real, score_gen = self._head_gradients(features)
+                seen = seen.detached()  # the graph through decoder and backbone goes
+                loss_d, score_real, score_gen = self._head_gradients(seen.features)
                 sound = self._all_finite(loss_d, gradients)
-                windows = [pooled(image, self.discriminator.standardizers) for image in (features.gen, features.real)]
-            gen, scores, loss_g = gen.detach(), scores.detach(), loss_g.detach()
+                windows = [pooled(image, self.discriminator.standardizers) for image in (seen.features.gen, seen.features.real)]
             if sound and gradients.vectors:
                 with clock.stage("replay"):
                     # dL/dtheta = dL_diff/dtheta + sum over i in M of lambda (dL_G/do_i) (do_i/dtheta)
@@ -232,12 +204,13 @@ class AdversarialTurn:
         with clock.naming_the_stage(), nullcontext() if loss is None else clock.stage("replay"):
             passes.finish()  # a joined pass draws from the loop's random state, as without a turn
         with clock.naming_the_stage(), preserved_rng(), torch.enable_grad(), clock.stage("discriminator"):
-            overflows = sound and self._overflows(overflowed)
-            self._step_heads(features, sound and not overflows)
-        values = {"loss_g": loss_g, "loss_d": loss_d, "score_real": score_real, "score_gen": score_gen}
+            overflows = sound and overflowed is not None and self._overflows(overflowed())
+            self._step_heads(seen.features, sound and not overflows)
+        values = {"loss_g": seen.loss_g, "loss_d": loss_d, "score_real": score_real, "score_gen": score_gen}
         values |= {"distance": feature_distance(*windows)}
-        drawn = (start, scale_of(denoiser))
-        return self._report(values, gradients, sound, drawn, clock, (gen, real, scores), overflows, torch.stack(windows))
+        outcome = Outcome(start, scale_of(denoiser), sound, overflows)
+        with clock.naming_the_stage():
+            return self._report(outcome, values, gradients, clock, seen, torch.stack(windows))
 
     def _guided(self, denoiser: Denoiser, unroll_denoiser: Denoiser) -> tuple[Denoiser, Denoiser]:
         """Return both at one guidance scale w ~ U[low, high], the same on every process; as they are without a range."""
@@ -259,7 +232,8 @@ class AdversarialTurn:
         low, high = self.timestep_range or (-float("inf"), float("inf"))
         timesteps = self.sampler.timesteps
         walked = timesteps[len(timesteps) - start :].tolist()
-        weighed = enumerate(zip(walked, self.sampler.output_weights(start), strict=True))
+        weights = self.sampler.output_weights(start) if self.config.grad_mask in WEIGHING else [1.0] * start
+        weighed = enumerate(zip(walked, weights, strict=True))
         candidates = [Candidate(position, weight) for position, (timestep, weight) in weighed if low <= timestep < high]
         drawn = choose_grad_positions(self.config.grad_mask, candidates, self.config.grad_steps, self.path_generator)
         return drawn if self.config.weight > 0 and self.schedule.measures(self.turns) else []
@@ -278,6 +252,27 @@ class AdversarialTurn:
         if mask is None:
             return draw_crop(height, width, side, self.noise_generator)
         return draw_crop_on(mask.cpu(), height, width, side, self.noise_generator)
+
+    def _observed(
+        self, clock: StageClock, path: Unroll, clean: Tensor, real: Tensor | None, mask: Tensor | None, with_graph: bool
+    ) -> Seen:
+        """Decode one crop of both images and let the discriminator look at them.
+
+        Args:
+            with_graph: of the generator's loss, to the denoiser's outputs.
+        """
+        crop = self._draw_crop(clean, mask)
+        with clock.stage("decode"):
+            # real = Dec(x_0);  gen = Dec(x_0'); the real one first, while no graph of the decoder lies in memory
+            real = decode_real(self.decode, clean, crop) if real is None else crop.apply(real, self.latent_pixels)
+            gen = decode_generated(self.decode, path.latents, crop, with_graph)
+            # gen = M gen + (1 - M) real
+            gen = gen if mask is None else paste(gen, real, self._cropped(mask, clean, crop))
+        with clock.stage("observe"):
+            # L_G = - D(gen, real), both under the same augmentation
+            features = self.discriminator.pair_features(gen, real)
+            scores, loss_g = score_generated(self.discriminator, features, self.loss, with_graph)
+        return Seen(gen, real, features, scores, loss_g)
 
     def _cropped(self, mask: Tensor, clean: Tensor, crop: Crop) -> Tensor:
         """Return the crop of a mask in the images' pixels, on the images' device."""
@@ -320,18 +315,15 @@ class AdversarialTurn:
     def _head_gradients(self, features: PairFeatures) -> tuple[Tensor, Tensor, Tensor]:
         return discriminator_gradients(self.discriminator, features, self.loss, self.config.disc_penalty)
 
-    def _overflows(self, overflowed: Callable[[], bool] | None) -> bool:
-        """Return whether the loop's own step will be skipped in any process."""
-        if overflowed is None:
-            return False
+    def _overflows(self, overflowed: Tensor | bool) -> bool:
+        """Return whether the loop's own step will be skipped in any process. Waits for the device, once."""
         device = next(self.discriminator.parameters()).device
-        return not all_processes_agree(torch.tensor(not overflowed(), device=device))
+        return any_process(overflowed, device)
 
     def _step_heads(self, features: PairFeatures, learn: bool) -> None:
         """Step the heads, then further times on turns of the history; if they are not to learn, forget their gradient."""
         if learn:
             self.optimizer.step()
-            self.history.add(features)
             for _ in range(self.config.disc_steps - 1):
                 self._head_gradients(self.history.draw(self.discriminator.generator, features))
                 self.optimizer.step()
@@ -339,36 +331,37 @@ class AdversarialTurn:
 
     def _report(
         self,
+        outcome: Outcome,
         values: dict[str, Tensor],
         gradients: GeneratorGradients,
-        sound: bool,
-        drawn: tuple[int, float],
         clock: StageClock,
-        images: tuple[Tensor, Tensor, Tensor],
-        overflows: bool,
+        seen: Seen,
         windows: Tensor,
     ) -> TurnReport:
-        """Count the turn, unless it is of the warm-up and taught nothing, and fetch all numbers from the device at once."""
+        """Count the turn, unless it is of the warm-up and taught nothing, and fetch all that leaves the device at once."""
         zero, diffusion = torch.zeros_like(values["loss_d"]), self.balance.diffusion.value
-        values |= {"grad_norm": gradients.applied if sound else zero, "grad_norm_raw": gradients.raw}
+        values |= {"grad_norm": gradients.applied if outcome.sound else zero, "grad_norm_raw": gradients.raw}
         values |= {"grad_norm_diffusion": zero if diffusion is None else diffusion}
-        numbers, step_grad_norms, windows = fetch(values, gradients.by_step, windows)
-        if sound and self.discriminator.settled:
-            self.windows.add(*windows)
+        carried = [windows, packed(seen.features)] if outcome.teaches else [windows]
+        numbers, step_grad_norms, fetched = fetch(values, gradients.by_step, carried)
+        if outcome.sound and self.discriminator.settled:
+            self.windows.add(*fetched[0])
+        if outcome.teaches:
+            self.history.add(fetched[1], seen.features)
         warmup, turn = self.schedule.in_warmup(self.turns), self.turns + 1
-        self.turns = self.turns if warmup and overflows else turn  # the next one is made under the same number
+        self.turns = self.turns if warmup and outcome.overflows else turn  # the next one is made under the same number
         return TurnReport(
             turn=turn,
             warmup=warmup,
-            start=drawn[0],
-            cfg_scale=drawn[1],
+            start=outcome.start,
+            cfg_scale=outcome.cfg_scale,
             grad_positions=list(gradients.vectors),
             step_grad_norms=step_grad_norms,
-            skipped=not sound,
+            skipped=not outcome.sound,
             seconds=clock.seconds,
-            gen=images[0],
-            real=images[1],
-            scores=images[2],
+            gen=seen.gen,
+            real=seen.real,
+            scores=seen.scores,
             kid=self.windows.kid,
             spread=self.windows.spread,
             **numbers,

@@ -11,9 +11,10 @@ from typing import Any
 import toml
 import torch
 
-from adt_plugin.core.config import PREFIX, ADTConfig
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.forecast import total, turn_shares
+from adt_plugin.core.option import PREFIX
 from adt_plugin.core.schedule import start_range
 from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.cost.count import counted

@@ -40,6 +40,17 @@ class RestartedRate:
         finally:
             self._take_out()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Give the optimizers their own rates back inside, as for a state that is saved in the middle of a turn."""
+        is_in = bool(self._kept)
+        self._take_out()
+        try:
+            yield
+        finally:
+            if is_in:
+                self._put_in()
+
     def _groups(self) -> Iterator[dict[str, Any]]:
         groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
         yield from (group for group in groups if group.get("lr") is not None and group.get("initial_lr") is not None)

@@ -34,6 +34,7 @@ from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.families import Family
 from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.progress import Progress
+from adt_plugin.host.rate import RestartedRate
 from adt_plugin.host.resume import load_heads
 from adt_plugin.host.salvage import STOPPED, advice, carried_on, count_unsound
 from adt_plugin.host.swap import offloaders_of, walking_forward_only
@@ -105,6 +106,7 @@ class Run:
         progress: shows one image as the run goes on.
         folder, name: where and under what name the run saves.
         learning_rate: as the user has set it.
+        rate: that of the adversarial part, which is in the host's optimizers during a turn.
     """
 
     config: ADTConfig
@@ -121,6 +123,7 @@ class Run:
     folder: Path
     name: str
     learning_rate: str
+    rate: RestartedRate
 
     @property
     def loss_scale(self) -> Tensor | float:
@@ -238,10 +241,10 @@ class Run:
         if sentence and self.accelerator.is_main_process:
             logger.info(sentence)
 
-    def _overflowed(self) -> bool:
+    def _overflowed(self) -> Tensor | bool:
         """Return whether the scaler will find an infinity in the gradients of the host's optimizers, and skip their step."""
         gradients = [parameter.grad for parameter in self._optimized() if parameter.grad is not None]
-        return bool(gradients) and not bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
+        return bool(gradients) and ~torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
 
     def _examine(self, report: TurnReport) -> None:
         try:
@@ -267,7 +270,8 @@ class Run:
     def _save_everything(self) -> Path:
         """Save the host's whole state and the plugin's, as for --save_state; every process ends up here together."""
         folder = self.folder / f"{self.name}-{STOPPED}"
-        self.accelerator.save_state(str(folder))
+        with self.rate.aside():
+            self.accelerator.save_state(str(folder))
         self.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one ends
         return folder
 

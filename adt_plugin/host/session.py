@@ -38,6 +38,7 @@ from adt_plugin.host.checks import check_processes, memory_levers, trained_range
 from adt_plugin.host.conventions import only_tensor, same, without_frames
 from adt_plugin.host.families import ACCELERATOR, MASKING, METADATA, METADATA_OBJECT, Family
 from adt_plugin.host.feedback import Feedback
+from adt_plugin.host.findings import Findings
 from adt_plugin.host.guidance import Guidance
 from adt_plugin.host.order import HostFirst, Order, Together, order_for, without_reentrance
 from adt_plugin.host.progress import Progress
@@ -55,30 +56,6 @@ from adt_plugin.host.seams import (
     resolve,
 )
 from adt_plugin.options import metadata
-
-
-class Findings:
-    """What the host has brought so far, by name: its accelerator, its denoiser, and so on."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, Any] = {}
-
-    def bring(self, name: str, value: Any) -> None:
-        """Take in a part; a later one of the same name takes its place."""
-        self._found[name] = value
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._found
-
-    def __getitem__(self, name: str) -> Any:
-        """Return a part.
-
-        Raises:
-            SeamError: the host has not brought it.
-        """
-        if name not in self._found:
-            raise SeamError(f"{name} was needed before sd-scripts had made it")
-        return self._found[name]
 
 
 class Session:
@@ -299,6 +276,7 @@ class Session:
             folder=Path(self.args.output_dir),
             name=run_name(self.args),
             learning_rate=str(getattr(self.args, "unet_lr", None) or getattr(self.args, "learning_rate", "unknown")),
+            rate=self.rate,
         )
 
     def _around_end(self, original: Function) -> Function:
@@ -373,7 +351,6 @@ class Session:
         batch, self.batch = self.batch, Idle()
         if not self.backward_seen:
             self._check_every_seam_was_hit(batch)
-            self._check_schedule()
             self._check_text_encoder(batch)
             self._begin()
             self.backward_seen = True
@@ -404,16 +381,13 @@ class Session:
                 "let sd-scripts train the encoder, too."
             )
 
-    def _check_schedule(self) -> None:
-        """Check again, now that the host has counted its steps, from --max_train_epochs and the data, and read its state."""
-        turn, args = self.run.turn, self.args
-        if self.config.weight > 0:
-            left = self.last_step - self.optimizer_steps
-            turn.schedule.check(left, args.gradient_accumulation_steps, self.optimizer_steps, turn.turns)
-
     def _begin(self) -> None:
-        """Say what is to come: the host has counted its steps by now, and read its state."""
-        turn, args = self.run.turn, self.args
-        left = self.last_step - self.optimizer_steps
-        count = turn.schedule.count(left, args.gradient_accumulation_steps, self.optimizer_steps, turn.turns)
-        self.run.begin(count, forecast.sentence(self.family, self.config, args))
+        """Check the turns again and say what is to come.
+
+        By now the host has counted its steps, from --max_train_epochs and the data, and read its state.
+        """
+        turn, args, step = self.run.turn, self.args, self.optimizer_steps
+        to_come = (self.last_step - step, args.gradient_accumulation_steps, step, turn.turns)
+        if self.config.weight > 0:
+            turn.schedule.check(*to_come)
+        self.run.begin(turn.schedule.count(*to_come), forecast.sentence(self.family, self.config, args))

@@ -38,14 +38,14 @@ class Traffic:
     Attributes:
         waits: how often each place waited for the card; a place is `file:function` of the plugin's.
         to_card, from_card: bytes of the copies that each place made.
-        copies: over the border, in either direction.
+        copies: how many copies over the border each place made, in either direction.
         draws: random draws from the card's own generator.
     """
 
     waits: Counter[str] = field(default_factory=Counter)
     to_card: Counter[str] = field(default_factory=Counter)
     from_card: Counter[str] = field(default_factory=Counter)
-    copies: int = 0
+    copies: Counter[str] = field(default_factory=Counter)
     draws: int = 0
 
 
@@ -75,7 +75,7 @@ def note_copy(source: Tensor, to_card: bool, blocking: bool) -> None:
     if blocking:
         note_wait()
     for traffic in WATCHES:
-        traffic.copies += 1
+        traffic.copies[place()] += 1
         (traffic.to_card if to_card else traffic.from_card)[place()] += source.numel() * source.element_size()
 
 

@@ -64,7 +64,7 @@ def test_waits_are_counted(card: torch.device, call: Callable[[Tensor], object],
 def test_bytes_are_counted_in_both_directions(card: torch.device) -> None:
     with watched() as traffic:
         torch.ones(5).to(card).to(torch.bfloat16).cpu()
-    assert (traffic.to_card.total(), traffic.from_card.total(), traffic.copies) == (20, 10, 2)
+    assert (traffic.to_card.total(), traffic.from_card.total(), traffic.copies.total()) == (20, 10, 2)
 
 
 def test_what_is_fetched_without_waiting_is_refused(card: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""A turn on the card: the same gradient as on the CPU, one decision, one fetch of the features, one report."""
+"""A turn on the card: the same gradient as on the CPU, one decision, one report."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from adt_plugin.core.turn import AdversarialTurn
 from toys import SD_ALPHAS_CUMPROD, ToyDenoiser, build_sampler, toy_discriminator, toy_latents, toy_turn
 
 CPU = torch.device("cpu")
-WAITS = {"turn.py:_all_finite": 1, "history.py:add": 1, "report.py:fetch": 1}
-"""Of every turn: the decision, the features for the history, the report's numbers."""
+WAITS = {"turn.py:_all_finite": 1, "report.py:on_the_cpu": 1}
+"""Of every turn: the decision, and the report with all that travels along with it."""
 
 
 class Loop:
@@ -134,19 +134,33 @@ def features_of(turn: AdversarialTurn) -> int:
     return sum(2 * block.numel() for image in ("gen", "real", "real_again") for block in getattr(turn.history.kept[-1], image))
 
 
-@pytest.mark.parametrize("disc_steps", [1, 3])
+def older_turns_drawn(turn: AdversarialTurn, seed: int) -> int:
+    """How often the next turn's further head steps learn from another turn than itself, if the history draws from this seed."""
+    generator, choices = torch.Generator().manual_seed(seed), len(turn.history) + 1
+    drawn = [int(torch.randint(choices, (1,), generator=generator)) for _ in range(turn.config.disc_steps - 1)]
+    return sum(index < choices - 1 for index in drawn)
+
+
+@pytest.mark.parametrize("disc_steps", [1, 5])
 def test_bytes_that_travel_are_the_noise_and_the_features(card: torch.device, disc_steps: int) -> None:
     loop = settled(loop_on(card, disc_steps=disc_steps))
-    traffic = loop.turns(2)[1]
-    features = features_of(loop.turn)
+    loop.turns(3)
+    features, older, draw = features_of(loop.turn), older_turns_drawn(loop.turn, 5), loop.turn.history.draw
+    own = torch.Generator().manual_seed(5)
+    loop.turn.history.draw = lambda generator, latest: draw(own, latest)
+    traffic = loop.turns(1)[1]
+    assert older == (0 if disc_steps == 1 else 2)
     augment = sum(count for place, count in traffic.to_card.items() if place.startswith("augment.py"))
-    assert traffic.from_card["history.py:add"] == features
     windows = 2 * 4 * len(loop.latents) * sum(loop.turn.discriminator.backbone.channels)  # pooled, of both images
-    assert traffic.from_card["report.py:fetch"] < windows + 100
-    assert traffic.from_card.total() < features + windows + 100
-    assert traffic.to_card["discriminator.py:each"] == (disc_steps - 1) * features
+    assert 0 < traffic.from_card["report.py:on_the_cpu"] - features - windows < 100  # and the numbers
+    assert set(traffic.from_card) == {"report.py:on_the_cpu"}
+    assert traffic.to_card["discriminator.py:each"] == older * features
     assert traffic.to_card["turn.py:_noised"] == 4 * loop.latents.numel()
-    assert augment < 500 and traffic.to_card.total() == (disc_steps - 1) * features + 4 * loop.latents.numel() + augment
+    assert augment < 500 and traffic.to_card.total() == older * features + 4 * loop.latents.numel() + augment
+    copies = {place: count for place, count in traffic.copies.items() if not place.startswith("augment.py")}
+    blocks = 3 * len(loop.turn.discriminator.backbone.channels)
+    expected = {"turn.py:_noised": 1, "report.py:on_the_cpu": 1} | ({"discriminator.py:each": older * blocks} if older else {})
+    assert copies == expected
 
 
 # Offload, decoder

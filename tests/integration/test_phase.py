@@ -68,6 +68,22 @@ def test_a_group_without_a_rate_of_its_own_is_left_alone() -> None:
     assert optimizer.rates == [0.1]
 
 
+def test_the_runs_own_rate_is_there_while_a_state_is_saved_in_the_middle_of_a_turn() -> None:
+    optimizer = Recorded(0.1)
+    optimizer.param_groups[0]["initial_lr"] = 0.1
+    with ExitStack() as undos:
+        rate = RestartedRate(AdversarialRate(0.5, 0, 8), [optimizer], undos)
+        found = []
+        with rate.during(0):
+            with rate.aside():
+                found.append(optimizer.param_groups[0]["lr"])
+            found.append(optimizer.param_groups[0]["lr"])
+        with rate.aside():
+            found.append(optimizer.param_groups[0]["lr"])
+        found.append(optimizer.param_groups[0]["lr"])
+    assert found == [0.1, 0.05, 0.1, 0.1]
+
+
 def test_the_hooks_go_with_the_run() -> None:
     with ExitStack() as undos:
         optimizer, _, _ = walk(0.5, undos)

@@ -4,82 +4,25 @@ from __future__ import annotations
 
 import errno
 import itertools
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
-from diffusers import DDPMScheduler
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
-from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host import resume
 from adt_plugin.host.batch import Noised
-from adt_plugin.host.families import SD
+from adt_plugin.host.findings import Findings
 from adt_plugin.host.order import HostFirst, Together
-from adt_plugin.host.seams import ending_the_run, patch_attribute, rebind
-from adt_plugin.host.session import Findings, Session
+from adt_plugin.host.seams import patch_attribute, rebind
 from adt_plugin.host.trained import PRESERVED
-
-
-class UNet2DConditionModel(nn.Module):
-    """Has the name by which the host's denoiser is known."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(4, 4, 1)
-
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(sample=self.layer(x) + context)
-
-
-class TinyVae(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.decoder, self.post_quant_conv = nn.Conv2d(4, 3, 1), nn.Identity()
-
-
-class Host:
-    """Calls a session as the host does; each stage can be left out."""
-
-    def __init__(self, tmp_path: Path, backbone: Path, prior_loss_weight: float = 1.0, **options: object) -> None:
-        args = Namespace(
-            output_dir=str(tmp_path),
-            output_name="x",
-            v_parameterization=False,
-            min_timestep=None,
-            max_timestep=None,
-            max_train_steps=100,
-            gradient_accumulation_steps=1,
-            prior_loss_weight=prior_loss_weight,
-        )
-        config = ADTConfig(**{"backbone": str(backbone), "image_size": 28, "begin": 0.0, "warmup": 0, "steps": 4} | options)
-        self.args, self.session = args, Session(config, args, SD)
-        self.accelerator = Accelerator(cpu=True)
-        self.schedule = DDPMScheduler(beta_schedule="scaled_linear")
-        ending_the_run(self.session.on_accelerator)(self.accelerator)
-
-    def load(self) -> None:
-        ending_the_run(self.session.on_vae_loader)((None, TinyVae(), None, True))
-
-    def prepare(self) -> None:
-        self.unet = self.accelerator.prepare(UNet2DConditionModel())
-
-    def noise(self) -> None:
-        ending_the_run(self.session.on_noising)(self.schedule, torch.randn(1, 4, 8, 8))
-
-    def forward(self) -> Tensor:
-        return self.unet(torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.zeros(())).sample.square().mean()
-
-    def gradient(self) -> Tensor:
-        return self.unet.layer.weight.grad.clone()
+from toyhost import Host, UNet2DConditionModel
 
 
 @pytest.fixture
@@ -285,6 +228,24 @@ def test_the_heads_step_when_the_scaler_lets_the_host_step(
     host.optimizer.step()
     assert moved != torch.equal(weight, host.unet.layer.weight)
     assert host.accelerator.scaler.get_scale() == (4.0 if moved else 2.0)
+
+
+def test_a_state_saved_in_the_middle_of_a_turn_holds_the_hosts_own_rate(tmp_path: Path, tiny_dino: Path) -> None:
+    """The rate of the adversarial part is in the optimizer then; a resumed run would take it for its own."""
+    host = Host(tmp_path, tiny_dino, max_bad_turns=1)
+    for stage in (host.load, host.prepare):
+        stage()
+    optimizer = torch.optim.SGD(host.unet.parameters(), lr=0.25)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    host.accelerator.prepare(optimizer)
+    host.noise()
+    loss, found = host.forward(), []
+    run = host.session.run
+    run.turn.decode = lambda latents: found.append(optimizer.param_groups[0]["lr"]) or latents[:, :3] * float("nan")
+    with pytest.raises(SystemExit, match="Everything is saved in"):
+        host.accelerator.backward(loss)
+    (saved,) = tmp_path.glob("*/optimizer.bin")
+    assert set(found) == {0.025} and torch.load(saved)["param_groups"][0]["lr"] == 0.25
 
 
 def test_a_joined_turn_is_one_pass_of_the_host(tmp_path: Path, tiny_dino: Path) -> None:

@@ -27,7 +27,7 @@ class Candidate:
 
     Attributes:
         position: in the unroll; 0 is the first step walked.
-        weight: |dx_0'/do_i|, what the step's output counts for in the image.
+        weight: |dx_0'/do_i|, what the step's output counts for in the image; 1 where the mask does not ask.
     """
 
     position: int
@@ -76,6 +76,9 @@ GRAD_MASKS: dict[str, Mask] = {
     "all": _all_positions,
 }
 """By `--adt_grad_mask`."""
+
+WEIGHING = ("weighted",)
+"""Those that read the candidates' weights, which it takes a walk of the sampler to know."""
 
 
 def choose_grad_positions(kind: str, candidates: Sequence[Candidate], count: int, generator: torch.Generator) -> list[int]:

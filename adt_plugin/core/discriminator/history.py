@@ -18,9 +18,24 @@ IMAGES = tuple(field.name for field in fields(PairFeatures))
 TURNS = 8
 """As many turns are kept (ours)."""
 
+PRECISION = torch.bfloat16
+
+
+def blocks_of(features: PairFeatures) -> list[Tensor]:
+    """Return the features of all images and blocks, in the order in which they are packed."""
+    return [block for image in IMAGES for block in getattr(features, image)]
+
+
+def packed(features: PairFeatures) -> Tensor:
+    """Return all features of a turn as one vector, in the precision of the history and on their own device."""
+    return torch.cat([block.detach().to(PRECISION).flatten() for block in blocks_of(features)])
+
 
 class FeatureHistory:
-    """Pairs of the last turns, on the CPU and in bfloat16, so that they cost a device no memory."""
+    """Pairs of the last turns, on the CPU and in bfloat16, so that they cost a device no memory.
+
+    A turn draws from it before its own features have travelled, so that they can travel with its report.
+    """
 
     def __init__(self, turns: int = TURNS) -> None:
         self.kept: deque[PairFeatures] = deque(maxlen=turns)
@@ -28,22 +43,28 @@ class FeatureHistory:
     def __len__(self) -> int:
         return len(self.kept)
 
-    def add(self, features: PairFeatures) -> None:
-        """Keep a turn's features, fetched from the device at once; the oldest turn's are forgotten."""
-        blocks = [block.detach() for image in IMAGES for block in getattr(features, image)]
-        fetched = torch.cat([block.to(torch.bfloat16).flatten() for block in blocks]).cpu()
-        parts = iter(fetched.split([block.numel() for block in blocks]))
-        self.kept.append(features.each(lambda image: [next(parts).view(block.shape) for block in image]))
+    def add(self, vector: Tensor, like: PairFeatures) -> None:
+        """Keep a turn's features; the oldest turn's are forgotten.
 
-    def draw(self, generator: torch.Generator, like: PairFeatures) -> PairFeatures:
-        """Return the features of one of the turns, on the device and in the precision of `like`.
+        Args:
+            vector: from `packed`, on the CPU by now.
+            like: gives the shapes.
+        """
+        parts = iter(vector.split([block.numel() for block in blocks_of(like)]))
+        self.kept.append(like.each(lambda image: [next(parts).view(block.shape) for block in image]))
+
+    def draw(self, generator: torch.Generator, latest: PairFeatures) -> PairFeatures:
+        """Return the features of one of the last turns, on the device and in the precision of the latest.
 
         Args:
             generator: on the CPU.
+            latest: of the turn that is under way, which is one of those that may be drawn; it is rounded as all others are.
         """
-        index = int(torch.randint(len(self.kept), (1,), generator=generator))
-        device, dtype = like.real[0].device, like.real[0].dtype
-        return self.kept[index].each(lambda image: [block.to(device, non_blocking=True).to(dtype) for block in image])
+        older = list(self.kept)[1 if len(self.kept) == self.kept.maxlen else 0 :]
+        index = int(torch.randint(len(older) + 1, (1,), generator=generator))
+        drawn = latest if index == len(older) else older[index]
+        device, dtype = latest.real[0].device, latest.real[0].dtype
+        return drawn.each(lambda image: [block.to(device, non_blocking=True).to(PRECISION).to(dtype) for block in image])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything that is kept, by names such as `0.gen.2`: turn, image, block."""
