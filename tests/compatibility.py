@@ -50,7 +50,7 @@ NOT_RUN = {
     "`--full_fp16`": "accelerate refuses fp16 on a CPU; `--mixed_precision fp16` runs with a CPU's loss scaler in its place",
     "LoRA with several processes": "fails in the plain host on a CPU; docs/reliability.md has what was tested",
     "`--xformers`, `--mem_eff_attn`, sage attention": "need a GPU",
-    "paged optimizers": "not tried; bitsandbytes' AdamW8bit runs on a CPU",
+    "bitsandbytes' other optimizers": "not tried; AdamW8bit and PagedAdamW8bit run on a CPU",
     "`--cpu_offload_checkpointing`": "needs a GPU: the host itself fails without CUDA",
     "`--fp8_scaled` (HunyuanImage), `--fp8_base` on SD 1.x and SDXL": "fail in the plain host on a CPU",
     "`--mixed_precision bf16` with HunyuanImage": "fails in the plain host on a CPU",

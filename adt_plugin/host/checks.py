@@ -25,7 +25,7 @@ from adt_plugin.host.trained import PRESERVED
 logger = logging.getLogger(__name__)
 
 REFUSED = {
-    "deepspeed": "steps the optimizer inside every backward pass: train without it",
+    "deepspeed": "takes gradients and the optimizer's steps into its own hands: train without it",
     "network_train_text_encoder_only": "leaves no denoiser parameter to train: train the U-Net as well",
     "train_inpainting": "gives the U-Net channels that the unroll does not have: train without it",
 }

@@ -26,6 +26,7 @@ from tinyhost.run import SCRIPT, TinyRun
 from toys import ToyDenoiser, toy_latents, toy_turn
 
 PYTORCHS_OWN = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+INDUCTORS_OWN = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 Compile = Callable[[nn.Module, CompileCounterWithBackend], nn.Module]
 Options = tuple[str | Path, ...]
 
@@ -122,6 +123,7 @@ def test_turns_make_a_bounded_number_of_graphs_and_the_same_gradient(compiled_as
 
 
 @PYTORCHS_OWN
+@INDUCTORS_OWN
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled_as", [whole, by_block], ids=["whole", "by block"])
 def test_inductor_gives_the_same_gradient(compiled_as: Compile) -> None:
@@ -142,9 +144,11 @@ class Dropping(Network):
         return F.dropout(super().forward(x, t, context), 0.5)
 
 
-def test_a_replay_draws_the_dropout_of_the_unroll() -> None:
-    """They are two graphs."""
-    network = torch.compile(Dropping(), backend="eager")
+@INDUCTORS_OWN
+@pytest.mark.parametrize("backend", ["eager", slow("inductor")])
+def test_a_replay_draws_the_dropout_of_the_unroll(backend: str) -> None:
+    """They are two graphs, and inductor draws its random numbers itself."""
+    network = torch.compile(Dropping(), backend=backend)
     arguments = (toy_latents(), torch.full((2,), 300), torch.ones(2, 3, 4))
     call = DenoiserCall.captured(network, arguments, {}, conventions.SD, contextlib.nullcontext)
     with torch.no_grad():

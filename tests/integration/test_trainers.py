@@ -138,6 +138,8 @@ OF_ITS_OWN_RATE = ("--learning_rate", "1")
 OPTIMIZERS: list[Any] = [
     ("prodigyopt", ("Prodigy", *OF_ITS_OWN_RATE)),
     ("bitsandbytes", ("AdamW8bit",)),
+    slow("bitsandbytes", ("PagedAdamW8bit",)),
+    slow("dadaptation", ("DAdaptAdam", *OF_ITS_OWN_RATE)),
     slow("lion_pytorch", ("Lion",)),
     slow("prodigyplus", ("prodigyplus.ProdigyPlusScheduleFree", *OF_ITS_OWN_RATE)),
     slow("pytorch_optimizer", ("pytorch_optimizer.CAME",)),
