@@ -12,8 +12,9 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: float, digits: int, signed: bool = False) -> str:
-    """Return a number for the page, with a true minus sign."""
-    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    """Return a number for the page, with a true minus sign, and no sign before a zero."""
+    value = round(value, digits) + 0.0  # -0.0 + 0.0 is 0.0
+    text = f"{value:+.{digits}f}" if signed and value else f"{value:.{digits}f}"
     return text.replace("-", MINUS)
 
 

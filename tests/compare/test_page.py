@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from adt_plugin.compare.figures import number
 from adt_plugin.compare.grid import grid_picture
 from adt_plugin.compare.inputs import TrainingImage, read_references
 from adt_plugin.compare.page import HUES, Contents, embedded, page
@@ -44,8 +45,8 @@ def contents(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path) -> Con
     )
     shots, paths = settings.shots(), {}
     for name, colour in COLOURS.items():
-        for number, shot in enumerate(shots):
-            paths[name, shot] = folder / f"{colour[0]}-{colour[1]}-{number}.png"
+        for place, shot in enumerate(shots):
+            paths[name, shot] = folder / f"{colour[0]}-{colour[1]}-{place}.png"
             Image.new("RGB", (300, 300), colour).save(paths[name, shot])
     references = read_references(tiny_images)
     generator = torch.Generator().manual_seed(0)
@@ -100,6 +101,11 @@ def test_the_grid_has_a_column_per_candidate_and_the_training_images_with_the_ca
     by_name = [sum(found["data-name"] == name for found in cells) for name in COLOURS]
     assert min(by_name) >= 4
     assert len([found for found in outline.named("button", **{"data-name": "training image"})]) == 2 + 6
+
+
+@pytest.mark.parametrize(("value", "shown"), [(-0.0004, "0.000"), (-0.0006, "−0.001"), (0.0, "0.000"), (1.25, "+1.250")])
+def test_a_difference_that_rounds_to_zero_has_no_sign(value: float, shown: str) -> None:
+    assert number(value, 3, signed=True) == shown
 
 
 def test_small_images_stay_lossless_and_large_ones_are_compressed(tmp_path: Path) -> None:
