@@ -120,12 +120,12 @@ def preset_run(setting: Setting, card: int, adt: bool) -> Result:
 def flow_cells(setting: Setting) -> Iterator[Cell]:
     """SD3 and FLUX: the host's own scripts on tiny models, for their devices; turns of true size on the workbench."""
     cached = ("--cache_text_encoder_outputs", "--network_train_unet_only", "--mixed_precision", "bf16")
-    for family in ("sd3",) if setting.miniature else ("sd3", "flux"):
-        script = f"{family}_train_network.py"
+    for family in ("sd3", "flux"):
+        script, model = f"{family}_train_network.py", "tiny" if setting.miniature else family
         yield host_cell(f"{family} tiny", script, family, cached, adt=True, tiny=True)
-        if not setting.miniature:
+        if not setting.miniature:  # the host swaps blocks between a card and the computer's memory
             yield host_cell(f"{family} tiny swap", script, family, (*cached, "--blocks_to_swap", "1"), adt=True, tiny=True)
-            yield Cell(f"{family} measured", lambda setting, family=family: measured(setting, family, one_graph=False))
+        yield Cell(f"{family} measured", lambda setting, model=model: measured(setting, model, one_graph=False))
 
 
 def full_cells(setting: Setting) -> Iterator[Cell]:
