@@ -97,7 +97,8 @@ def test_that_no_gpu_has_run_it_is_said_once_for_the_reader_and_once_in_detail()
 
 
 def test_the_shifts_of_flow_models_stand_in_one_place() -> None:
-    stated = [path.name for path in DOCUMENTS if re.search(r"Lumina[^\n]*\b6\b", path.read_text(encoding="utf-8"))]
+    alone = re.compile(r"Lumina[^\n]*(?<![\d.])6(?!\.?\d)")  # not the beginning of a figure such as 6.1
+    stated = [path.name for path in DOCUMENTS if alone.search(path.read_text(encoding="utf-8"))]
     assert stated == ["options.md"]
 
 
