@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import flop_counter
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.forecast import Parts, calls_per_step
+from adt_plugin.core.forecast import Parts
 from adt_plugin.core.schedule import count_grad_steps
 from adt_plugin.cost.live import LiveBytes
 from adt_plugin.cost.workbench import Workbench, Workload, nbytes
@@ -65,7 +65,7 @@ def kept_graphs(config: ADTConfig) -> int:
 
 def trained_calls(config: ADTConfig) -> int:
     """Return the most denoiser calls that carry gradient in a turn."""
-    return count_grad_steps(config, config.steps) * calls_per_step(config)
+    return count_grad_steps(config, config.steps)
 
 
 def counted_dtype(config: ADTConfig) -> torch.dtype:

@@ -34,6 +34,7 @@ class Family:
         schedule: noise schedule and sampler of the unroll.
         counted: the model of `COUNTED` whose cost is nearest to it.
         heeds_timestep_range: whether the host's noising follows --min_timestep and --max_timestep.
+        guided: whether people sample it with classifier-free guidance as a rule.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Family:
     tiny_decoder: str | None = None
     decoder_blocks: Blocks = diffusers_blocks
     heeds_timestep_range: bool = False
+    guided: bool = False
 
 
 def noising(function: str, modules: tuple[str, ...], parameters: tuple[str, ...]) -> Seam:
@@ -87,6 +89,7 @@ SD = Family(
     schedule=DiscreteSchedule(),
     counted="sd15",
     heeds_timestep_range=True,
+    guided=True,
 )
 
 SDXL = Family(
@@ -104,6 +107,7 @@ SDXL = Family(
     schedule=DiscreteSchedule(),
     counted="sdxl",
     heeds_timestep_range=True,
+    guided=True,
 )
 
 SD3 = Family(
@@ -121,6 +125,7 @@ SD3 = Family(
     schedule=FlowSchedule(constant(3.0), spacing="linspace"),
     counted="sd3",
     heeds_timestep_range=True,
+    guided=True,
 )
 
 FLUX = Family(

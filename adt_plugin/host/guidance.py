@@ -20,7 +20,7 @@ from adt_plugin.core.diffusion.denoiser import Denoiser, Guided
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.rng import preserved_rng
 from adt_plugin.host.calls import DenoiserCall
-from adt_plugin.host.families import PROMPT_CACHING
+from adt_plugin.host.families import PROMPT_CACHING, Family
 from adt_plugin.host.seams import Function, SeamError, patch, patch_attribute
 
 STRATEGIES = "library.strategy_base"
@@ -30,6 +30,16 @@ EMPTY = {"is_negative": True, "enable_dropout": False}
 
 OWN_MASKS = {"apply_lg_attn_mask": None, "apply_t5_attn_mask": None}
 """Options that some of them take: attention masks as the strategy was told, which is how the host caches."""
+
+
+def advice(family: Family, config: TurnConfig) -> str:
+    """Return what to say to whoever trains without guidance what is sampled with it; empty for everyone else."""
+    if not family.guided or config.guidance_scales[1] > 1:
+        return ""
+    return (
+        f"Turns walk without guidance: if you sample {family.name} with it (CFG above 1), train with --adt_cfg_scale 3, or "
+        "your own scale, or samples may come out over-guided."
+    )
 
 
 class Guidance:

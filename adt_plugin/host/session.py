@@ -39,7 +39,7 @@ from adt_plugin.host.conventions import only_tensor, same, without_frames
 from adt_plugin.host.families import ACCELERATOR, MASKING, METADATA, METADATA_OBJECT, Family
 from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.findings import Findings
-from adt_plugin.host.guidance import Guidance
+from adt_plugin.host.guidance import Guidance, advice
 from adt_plugin.host.order import HostFirst, Order, Together, order_for, without_reentrance
 from adt_plugin.host.progress import Progress
 from adt_plugin.host.rate import RestartedRate
@@ -390,4 +390,5 @@ class Session:
         to_come = (self.last_step - step, args.gradient_accumulation_steps, step, turn.turns)
         if self.config.weight > 0:
             turn.schedule.check(*to_come)
-        self.run.begin(turn.schedule.count(*to_come), forecast.sentence(self.family, self.config, args))
+        told = (forecast.sentence(self.family, self.config, args), advice(self.family, self.config))
+        self.run.begin(turn.schedule.count(*to_come), " ".join(filter(None, told)))

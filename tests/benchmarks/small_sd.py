@@ -138,6 +138,36 @@ def paragraphs(runs: dict[str, Any]) -> Iterator[str]:
     yield "## Processor time, seconds\n\n" + report.table(["run", "by seed"], rows)
 
 
+def heldout_runs(results: dict[str, Any]) -> dict[str, Any]:
+    """Return run -> its results on the held-out split by seed, from a store's label -> result."""
+    runs: dict[str, Any] = {}
+    for label, result in results.items():
+        split, _, rest = label.partition(": ")
+        if split == "heldout":
+            runs.setdefault(rest.rpartition(", seed ")[0], []).append(result)
+    return runs
+
+
+def summary(runs: dict[str, Any]) -> str:
+    """Return the table of docs/benchmarks.md: Fréchet distances, well-formed shares in brackets, means over the seeds."""
+    points = ("1 @ 10", "2 @ 10", "3 @ 5", "3 @ 10", "7 @ 10")
+
+    def mean(run: str, point: str, figure: str) -> float:
+        return statistics.fmean(values(runs, run, point, figure))
+
+    head = ["FD (well-formed share)", *points, "recall, 3 @ 10", "KID, 3 @ 10"]
+    rows = [
+        [
+            run,
+            *(f"{mean(run, point, 'fd'):.2f} ({mean(run, point, 'well_formed'):.2f})" for point in points),
+            f"{mean(run, '3 @ 10', 'recall'):.2f}",
+            f"{mean(run, '3 @ 10', 'kid'):.1f}",
+        ]
+        for run in runs
+    ]
+    return report.table(head, rows)
+
+
 def guidance_table(found: dict[str, Any]) -> str:
     """Return the table of docs/benchmarks.md from `guidance.json`: Fréchet distance and well-formed share at 10 steps."""
     scales = ("1", "2", "3", "5", "7")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import DOCUMENTS, small_sd
 from benchmarks.host_lora import PLATEAU, POINTS, Recipe, load_denoiser, merge_lora, point_name, score, trained
+from benchmarks.store import CellStore
 
 
 def test_the_lora_at_its_plateau_draws_the_asked_digits_in_the_new_style() -> None:
@@ -48,6 +49,12 @@ def test_the_page_has_every_point_and_the_paired_changes() -> None:
     assert all(f"## {point_name(*point)}\n" in page for point in POINTS)
     assert f"| {small_sd.ADT.name} against {small_sd.PLAIN} |" in page.replace("  ", " ")
     assert "+42 % (+33 to +50), p = 0.500" in page  # 3 over 2, and 4 over 3
+
+
+def test_the_table_of_the_last_mile_is_what_its_json_says() -> None:
+    ((_, results),) = CellStore(DOCUMENTS / "small_sd.json").results().items()
+    page = (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+    assert small_sd.summary(small_sd.heldout_runs(results)) in page
 
 
 def test_the_table_of_guidance_is_what_its_json_says() -> None:

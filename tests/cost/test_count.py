@@ -99,7 +99,7 @@ def test_taesd_is_counted_as_a_decoder_of_its_size(workload: Workload, config: A
         ({"memory": "joined"}, 0),
         ({"memory": "fast"}, 2),
         ({"memory": "fast", "grad_mask": "all"}, 4),
-        ({"memory": "fast", "cfg_scale": 2.0}, 4),
+        ({"memory": "fast", "cfg_scale": 2.0}, 2),
         ({"memory": "fast", "grad_steps": 9}, 4),
     ],
 )

@@ -17,6 +17,7 @@ from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.host import conventions, guidance
 from adt_plugin.host.calls import DenoiserCall
+from adt_plugin.host.families import FLUX, SDXL, Family
 from adt_plugin.host.guidance import Guidance
 from adt_plugin.host.seams import SeamError
 
@@ -151,6 +152,13 @@ def test_the_guided_prediction_combines_prompt_and_empty_prompt(host: ModuleType
 def test_a_run_is_guided_where_a_scale_above_one_is_possible(host: ModuleType, given: str, scale: float | None) -> None:
     listener = Guidance.from_config(ADTConfig(cfg_scale=given))
     assert (listener.scale if listener else None) == scale
+
+
+@pytest.mark.parametrize(("family", "scale", "said"), [(SDXL, "1.0", True), (SDXL, "1:7", False), (FLUX, "1.0", False)])
+def test_who_samples_with_guidance_is_told_to_train_with_it(family: Family, scale: str, said: bool) -> None:
+    sentence = guidance.advice(family, ADTConfig(cfg_scale=scale))
+    assert ("if you sample Stable Diffusion XL with it" in sentence and "--adt_cfg_scale 3" in sentence) is said
+    assert bool(sentence) is said
 
 
 def test_guidance_without_an_empty_prompt_is_said(host: ModuleType) -> None:
