@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from adt_plugin.compare.models import load_pipeline
 from adt_plugin.compare.networks import check_network_names, check_places, merged, places_of
 from adt_plugin.compare.settings import Candidate, Sampling, Settings, Shot
 from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.out_of_memory import free_what_is_cached
 from adt_plugin.core.run.files import replacement
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -69,15 +70,19 @@ def render_all(store: Store, advance: Callable[[int], None]) -> None:
     on_base = [candidate for candidate in candidates if candidate.kind != "checkpoint"]
     groups = [on_base, *([candidate] for candidate in candidates if candidate.kind == "checkpoint")]
     for group in groups:
-        if not any(map(store.missing, group)):
-            continue
-        source = candidates[0] if group is on_base else group[0]
-        model = identify(source.flag, source.path)
-        with loaded(source, model, store.settings) as pipeline:
-            check_networks(pipeline, model.family, group)
-            for candidate in filter(store.missing, group):
-                with network_of(candidate, pipeline, model.family, store.settings):
-                    _render(store, candidate, pipeline, model.family, advance)
+        if any(map(store.missing, group)):
+            _render_group(store, group, candidates[0] if group is on_base else group[0], advance)
+            free_what_is_cached(torch.device(store.settings.device))  # there is room for one model, not for two
+
+
+def _render_group(store: Store, group: Sequence[Candidate], source: Candidate, advance: Callable[[int], None]) -> None:
+    """Make the missing images of candidates that share one model, which nothing holds any more afterwards."""
+    model = identify(source.flag, source.path)
+    pipeline = load_onto_device(source, model, store.settings)
+    check_networks(pipeline, model.family, group)
+    for candidate in filter(store.missing, group):
+        with network_of(candidate, pipeline, model.family, store.settings):
+            _render(store, candidate, pipeline, model.family, advance)
 
 
 def check_networks(pipeline: Any, family: Family, candidates: Sequence[Candidate]) -> None:
@@ -89,21 +94,15 @@ def check_networks(pipeline: Any, family: Family, candidates: Sequence[Candidate
             check_places(candidate.flag, candidate.path, layers, places)
 
 
-@contextmanager
-def loaded(source: Candidate, model: Model, settings: Settings) -> Iterator[Any]:
-    """Load a pipeline onto the device for the block."""
+def load_onto_device(source: Candidate, model: Model, settings: Settings) -> Any:
+    """Load a pipeline with the settings' sampler onto their device."""
     pipeline = load_pipeline(source.flag, model, settings.parts, DTYPES[settings.dtype])
     pipeline.scheduler = scheduler_for(pipeline.scheduler, model.family, settings)
     if settings.offload:
         pipeline.enable_model_cpu_offload(device=settings.device)
     else:
         pipeline.to(settings.device)
-    try:
-        yield pipeline
-    finally:
-        del pipeline
-        if settings.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+    return pipeline
 
 
 def scheduler_for(scheduler: Any, family: Family, settings: Settings) -> Any:

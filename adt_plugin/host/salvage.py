@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,19 @@ def count_unsound(tensors: Iterable[Tensor]) -> tuple[int, int]:
 
 def last_finite_state(folder: Path, name: str) -> Path | None:
     """Return the newest of the host's state folders of this run whose saved weights are finite; None where there is none."""
-    states = (path for path in folder.glob(f"{name}*-state") if path.is_dir() and not path.name.endswith(STOPPED))
+    states = (path for path in _saved(folder, name, "-state") if path.is_dir())
     return _newest(path for path in states if _finite_files(list(path.glob("*.safetensors"))))
 
 
 def last_finite_checkpoint(folder: Path, name: str) -> Path | None:
     """Return the newest file that the host has saved of this run and that is finite; None where there is none."""
-    return _newest(path for path in folder.glob(f"{name}*.safetensors") if _finite_files([path]))
+    return _newest(path for path in _saved(folder, name, ".safetensors") if _finite_files([path]))
+
+
+def _saved(folder: Path, name: str, ending: str) -> Iterator[Path]:
+    """Yield what the host has saved under a run's name: at its end, after an epoch, after a step; not what begins alike."""
+    pattern = re.compile(rf"{re.escape(name)}(-\d+|-step\d+)?{re.escape(ending)}")
+    return (path for path in folder.iterdir() if pattern.fullmatch(path.name))
 
 
 def _newest(paths: Iterable[Path]) -> Path | None:

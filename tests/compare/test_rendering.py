@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from adt_plugin.compare import rendering
-from adt_plugin.compare.families import SD
+from adt_plugin.compare.families import SD, identify
 from adt_plugin.compare.models import Parts
 from adt_plugin.compare.rendering import Store, check_candidates, render_all, scheduler_for
 from adt_plugin.compare.run import digests_of
@@ -54,6 +55,27 @@ def test_one_model_makes_the_images_of_the_base_and_of_its_networks(small: Setti
     assert counted == {"loads": 1, "images": 12} and sum(made) == 12
     found = pixels(store)
     assert all(found["base", shot] != found["plain", shot] for shot in small.shots())
+
+
+def test_each_model_is_gone_before_the_next_one_is_loaded(
+    small: Settings, loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for one on a card, not for two."""
+    base, loads = small.candidates[0], []
+    known = identify(base.flag, base.path)
+
+    def load(*_: Any) -> Any:
+        assert all(found() is None for found in loads)
+        pipeline = type(loaded("sd"))(**loaded("sd").components)
+        loads.append(weakref.ref(pipeline))
+        return pipeline
+
+    monkeypatch.setattr(rendering, "load_pipeline", load)
+    monkeypatch.setattr(rendering, "identify", lambda *_: known)
+    trained = tuple(Candidate(name, "checkpoint", Path(name)) for name in ("first", "second"))
+    settings = replace(small, candidates=(base, *trained))
+    render_all(Store(settings, {base.path: "0", Path("first"): "1", Path("second"): "2"}), lambda count: None)
+    assert len(loads) == 3
 
 
 def test_what_is_there_is_not_made_again_and_what_is_lost_is_the_same_again(small: Settings, counted: dict[str, int]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import small_sd
+from benchmarks import host_lora
 from benchmarks.beds.pictures import STYLES
 from benchmarks.beds.small_sd import ASSETS
 from browser import browse, find_browser
@@ -40,9 +40,9 @@ def evening(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     """The folder in which the README's commands ran, and the runs: with `--adt`, without, and the comparison."""
     folder = tmp_path_factory.mktemp("evening")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_sd, "IMAGES", 60)
-        patch.setattr(small_sd, "STYLE", STYLES[0])  # the base's own: a last mile
-        small_sd.write_training_images(folder / "train")
+        patch.setattr(host_lora, "IMAGES", 60)
+        patch.setattr(host_lora, "STYLE", STYLES[0])  # the base's own: a last mile
+        host_lora.write_training_images(folder / "train")
     shutil.copytree(ASSETS / "tokenizers", folder / "tokenizers")  # the Hugging Face libraries write beside them
     variables = host_environment("sd", folder, hub_cache=folder / "tokenizers")
 
@@ -51,7 +51,7 @@ def evening(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
     script, *given = substituted(command_of("README.md", "accelerate", "launch", "train_network.py").words[2:])
     launch = [*launch_command("accelerate"), str(host_dir / script)]
-    plain = [word for word in given if word != "--adt"]
+    plain = given[: given.index("--adt")]  # its options come last
     adt = run([*launch, *given, *SMALL, "--adt_backbone", DINO, "--adt_disc_width", "32"])
     without = run([*launch, *plain, *SMALL, "--output_name", "plain"])
     words = substituted(command_of("README.md", "adt", "compare").words[1:])

@@ -33,10 +33,18 @@ def test_the_newest_finite_state_and_file_are_named(tmp_path: Path) -> None:
         saved(tmp_path / f"x-step{step:08d}-state" / "model.safetensors", value, age=10 - step)
         saved(tmp_path / f"x-step{step:08d}.safetensors", value if step > 1 else nan, age=10 - step)
     saved(tmp_path / "x-adt-stopped-state" / "model.safetensors", 1.0, age=0)
-    saved(tmp_path / "another-state" / "model.safetensors", 1.0, age=0)
+    for other in ("another", "x_adt", "x-finished"):
+        saved(tmp_path / f"{other}-state" / "model.safetensors", 1.0, age=0)
+        saved(tmp_path / f"{other}.safetensors", 1.0, age=0)
     (tmp_path / "x-state").mkdir()  # its weights are pickled, or not there at all
     assert salvage.last_finite_state(tmp_path, "x") == tmp_path / "x-step00000002-state"
     assert salvage.last_finite_checkpoint(tmp_path, "x") == tmp_path / "x-step00000002.safetensors"
+
+
+@pytest.mark.parametrize("ending", ["", "-000003", "-step00000100"])
+def test_a_name_is_taken_letter_by_letter(tmp_path: Path, ending: str) -> None:
+    saved(tmp_path / f"x[1]{ending}.safetensors", 1.0, age=0)
+    assert salvage.last_finite_checkpoint(tmp_path, "x[1]") == tmp_path / f"x[1]{ending}.safetensors"
 
 
 def test_a_state_is_finite_if_all_its_files_are_and_a_damaged_file_is_not(tmp_path: Path) -> None:
