@@ -37,6 +37,12 @@ HOST_DEFAULTS: dict[str, Any] = {
 }
 """Values of the host's keys that a `--config_file` leaves out."""
 
+UNCOUNTED = (
+    *("fp8_base", "fp8_base_unet", "fp8_scaled", "blocks_to_swap", "use_8bit_adam", "optimizer_type", "fused_backward_pass"),
+    *("cpu_offload_checkpointing", "train_text_encoder", "torch_compile", "masked_loss"),
+)
+"""The host's keys that change what a run needs, and that the count leaves out; it knows AdamW."""
+
 
 def cost_main(argv: Sequence[str], prog: str = "adt cost") -> None:
     """Run `cost` with these arguments.
@@ -79,6 +85,9 @@ def notes(given: argparse.Namespace, workload: Workload, config: ADTConfig) -> I
         yield "\nCounted as with --full_bf16: without it weights, gradients and AdamW's moments take twice as much."
     if config.memory == "auto":
         yield "\n--adt_memory auto is counted as low; where it finds room on the card, a turn is as fast as with fast."
+    uncounted = [name for name in UNCOUNTED if given.keys.get(name) not in (None, False, 0, "AdamW")]
+    if uncounted:
+        yield f"\nNot counted: {', '.join(uncounted)}. All figures here are of the same run without."
     if given.dataset_config:
         yield "\n--dataset_config is not read: give its --resolution and --train_batch_size."
 
@@ -140,6 +149,7 @@ def with_config_file(parser: argparse.ArgumentParser, argv: Sequence[str]) -> ar
         known = {name: value for name, value in keys.items() if name in given or name.startswith(PREFIX)}
         parser.set_defaults(**HOST_DEFAULTS | {"full": "network_module" not in keys} | known)
         given = parser.parse_args(argv)
+    given.keys = keys
     given.named = given.model is not None
     given.model, given.told = (given.model, "") if given.named else detect(keys, given.config_file) or ("sd15", "")
     return given

@@ -9,7 +9,8 @@ import toml
 from pytest import CaptureFixture
 
 from adt_plugin.__main__ import main
-from adt_plugin.cost.cli import cost_main, cost_parser, side_of, with_config_file, workload_of
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.cost.cli import cost_main, cost_parser, notes, side_of, with_config_file, workload_of
 from adt_plugin.cost.workbench import Workload
 
 TINY_RUN = ["--model", "tiny", "--mixed_precision", "no", "--network_dim", "4", "--adt_disc_width", "16", "--adt_steps", "2"]
@@ -99,6 +100,14 @@ def test_what_a_count_takes_for_granted_is_said(options: list[str], note: str, c
     assert note in capsys.readouterr().out
     cost_main(TINY_RUN)
     assert note not in capsys.readouterr().out
+
+
+def test_keys_that_change_what_is_needed_and_are_not_counted_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('fp8_base = true\nblocks_to_swap = 18\noptimizer_type = "AdamW"\nmasked_loss = false\n')
+    given = with_config_file(cost_parser(), ["--config_file", str(path), "--model", "flux"])
+    said = [note for note in notes(given, workload_of(given), ADTConfig()) if "Not counted" in note]
+    assert said == ["\nNot counted: fp8_base, blocks_to_swap. All figures here are of the same run without."]
 
 
 def test_a_misspelt_key_of_the_toml_stops(tmp_path: Path) -> None:
