@@ -229,8 +229,10 @@ def settings_of(job: Job, measurement: Measurement) -> tuple[Any, ...]:
 
 
 def what_is_read(config: ADTConfig) -> tuple[tuple[str, Any], ...]:
-    """Return the options in `READ`, by name."""
-    return tuple((name, getattr(config, name)) for name in READ)
+    """Return the options in `READ`, by name; a guidance scale as the number that it is, however it was written."""
+    low, high = config.guidance_scales
+    scale = low if low == high else config.cfg_scale
+    return tuple((name, scale if name == "cfg_scale" else getattr(config, name)) for name in READ)
 
 
 def run_sweep(store: CellStore, device: torch.device, repeats: int) -> None:

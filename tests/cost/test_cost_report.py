@@ -77,7 +77,8 @@ def test_rows_and_pictures_are_no_larger_than_said(tmp_path: Path) -> None:
         ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "grad_norm_raw", "grad_norm_diffusion", "distance"), third
     )
     turn = TurnReport(
-        turn=1, warmup=False, start=4, grad_positions=[1, 3], **numbers, step_grad_norms=[third] * 4, skipped=False, seconds={},
+        turn=1, warmup=False, start=4, cfg_scale=third, grad_positions=[1, 3], **numbers, step_grad_norms=[third] * 4,
+        skipped=False, seconds={},
         gen=noise(2), real=noise(2), scores=torch.zeros(2), kid=third, spread=third,
     )  # fmt: skip
     monitor = Monitor(tmp_path, "run", 2, {})
