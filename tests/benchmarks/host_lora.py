@@ -128,6 +128,10 @@ def merge_lora(unet: nn.Module, file: Path) -> None:
         raise ValueError(f"{file.name} has parts for modules that the UNet does not have: {sorted(left)[:3]}")
 
 
+frozen_network = cache(load_network)
+"""The metric or the judge, read once."""
+
+
 @cache
 def reference(split: str) -> Reference:
     """Render a split once, and the training images.
@@ -135,7 +139,7 @@ def reference(split: str) -> Reference:
     Args:
         split: `validation` or `heldout`.
     """
-    vae, metric, splits = load_vae(), load_network("metric"), load_splits()
+    vae, metric, splits = load_vae(), frozen_network("metric"), load_splits()
     real, _ = rendered(getattr(splits, split), STYLE, 1, seed=107)
     train, _ = rendered(splits.train, STYLE, 1, seed=105)
     with torch.no_grad():
@@ -177,8 +181,8 @@ def score(
 @torch.no_grad()
 def figures(drawn: Tensor, asked: Tensor, split: str) -> dict[str, float]:
     """Return what images `(N, 3, 64, 64)` in [-1, 1] score against a split, where `asked` holds their classes `(N,)`."""
-    ref, features = reference(split), load_network("metric").features(drawn)
-    chance = load_network("judge")(drawn).softmax(1)[torch.arange(len(drawn)), asked]
+    ref, features = reference(split), frozen_network("metric").features(drawn)
+    chance = frozen_network("judge")(drawn).softmax(1)[torch.arange(len(drawn)), asked]
     count = min(len(ref.features), len(features))
     precision, recall = precision_recall(ref.features[:count], features[:count])
     return {

@@ -38,6 +38,18 @@ def paired_change(after: Sequence[float], before: Sequence[float]) -> Interval:
     return bootstrap([100 * (a / b - 1) for a, b in zip(after, before, strict=True)])
 
 
+def interval_text(values: Sequence[float]) -> str:
+    """Format a mean with its interval; one value alone stands without."""
+    found = bootstrap(values)
+    return f"{found.mean:.3g}" if len(values) == 1 else f"{found.mean:.3g} ({found.low:.3g} to {found.high:.3g})"
+
+
+def change_text(after: Sequence[float], before: Sequence[float]) -> str:
+    """Format the relative change of pairs with its interval and the p-value of their difference."""
+    change = paired_change(after, before)
+    return f"{change.mean:+.0f} % ({change.low:+.0f} to {change.high:+.0f}), p = {sign_flip_test(after, before):.3f}"
+
+
 def sign_flip_test(after: Sequence[float], before: Sequence[float]) -> float:
     """Return the two-sided p-value of the mean paired difference, exact over all flips of signs (Fisher 1935).
 

@@ -29,7 +29,7 @@ from adt_plugin.demo.variants import ADT, BASE, SHIPPED, Variant, hurried
 from benchmarks import DOCUMENTS
 from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PLAIN_TRIALS, without_average
 from benchmarks.counting import steps_for
-from benchmarks.intervals import Interval, bootstrap, paired_change, sign_flip_test
+from benchmarks.intervals import change_text, interval_text
 from benchmarks.store import CellStore
 
 STEPS = (3, 5, 10, 20)
@@ -192,7 +192,7 @@ def paragraphs(results: dict[str, Any]) -> Iterator[str]:
     for steps in STEPS:
         yield f"## {steps} sampler steps"
         shown = [figure for figure in FIGURES if values(results, "ADT", figure, steps)]
-        rows = [[run, *(cell_text(values(results, run, figure, steps)) for figure in shown)] for run in results["heldout"]]
+        rows = [[run, *(interval_text(values(results, run, figure, steps)) for figure in shown)] for run in results["heldout"]]
         rows.append(["training images", *(f"{results['training images'][figure]:.3g}" for figure in shown)])
         yield report.table(["run", *shown], rows)
     yield "## ADT against the others\n\nPaired over seeds: change of the Fréchet distance, and the exact sign-flip test's p."
@@ -231,14 +231,6 @@ def trial_row(cell: Cell) -> list[str]:
     ]
 
 
-def cell_text(found: Sequence[float]) -> str:
-    """Format a mean with its interval."""
-    interval: Interval = bootstrap(found)
-    if len(found) == 1:
-        return f"{interval.mean:.3g}"
-    return f"{interval.mean:.3g} ({interval.low:.3g} to {interval.high:.3g})"
-
-
 def changes(results: dict[str, Any]) -> Iterator[list[str]]:
     """Rows: ADT's distance against each other run's."""
     for other in ("base", PLAIN, FROZEN):
@@ -246,10 +238,7 @@ def changes(results: dict[str, Any]) -> Iterator[list[str]]:
         for steps in STEPS:
             ours, theirs = values(results, "ADT", "fd", steps), values(results, other, "fd", steps)
             theirs = theirs * len(ours) if len(theirs) == 1 else theirs
-            change = paired_change(ours, theirs)
-            row.append(
-                f"{change.mean:+.0f} % ({change.low:+.0f} to {change.high:+.0f}), p = {sign_flip_test(ours, theirs):.3f}"
-            )
+            row.append(change_text(ours, theirs))
         yield row
 
 

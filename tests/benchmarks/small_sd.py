@@ -12,6 +12,7 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from math import log
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from adt_plugin.demo import report
 from adt_plugin.demo.cli import positive
 from benchmarks import DOCUMENTS
 from benchmarks.host_lora import FLAGS, IMAGES, OPTIONS, PLATEAU, POINTS, STYLE, Recipe, point_name, scored, trained
-from benchmarks.intervals import bootstrap, paired_change, sign_flip_test
+from benchmarks.intervals import change_text, interval_text
 from benchmarks.store import CellStore
 from tinyhost.run import find_host
 
@@ -118,20 +119,21 @@ def values(runs: dict[str, Any], run: str, point: str, figure: str) -> list[floa
 
 def paragraphs(runs: dict[str, Any]) -> Iterator[str]:
     """The page `small_sd.md`."""
-    seeds = len(runs[ADT.name])
+    seeds, names = len(runs[ADT.name]), [point_name(*point) for point in POINTS]
     yield "# The small Stable Diffusion, a LoRA's last mile through the real host"
     yield (
         "Written by `python -m benchmarks.small_sd` in `tests/`. Held-out split; means over "
         f"{seeds} seeds (training and evaluation noise) with their 95 % bootstrap interval. "
         "DDIM, leading. `3 @ 10`: guidance 3, 10 steps."
     )
-    for point in map(lambda point: point_name(*point), POINTS):
+    for point in names:
         rows = [[run, *(interval_text(values(runs, run, point, figure)) for figure in FIGURES)] for run in runs]
         yield f"## {point}\n\n" + report.table(["run", *FIGURES], rows)
     yield "## Changes of the Fréchet distance\n\nPaired over seeds, with the exact sign-flip test's p."
-    names = [point_name(*point) for point in POINTS]
+    distances = partial(values, runs, figure="fd")
     rows = [
-        [f"{run} against {other}", *(change_text(runs, run, other, point) for point in names)] for run, other in pairs(runs)
+        [f"{run} against {other}", *(change_text(distances(run, point), distances(other, point)) for point in names)]
+        for run, other in pairs(runs)
     ]
     yield report.table(["", *names], rows)
     rows = [[run, ", ".join(str(cell["seconds"]) for cell in cells)] for run, cells in runs.items()]
@@ -183,19 +185,6 @@ def pairs(runs: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Which runs are compared: those with turns against those without, and against frozen heads."""
     ours = [name for name in runs if name.startswith("ADT")]
     yield from ((run, other) for run in ours for other in runs if not other.startswith("ADT"))
-
-
-def change_text(runs: dict[str, Any], run: str, other: str, point: str) -> str:
-    """Format a paired change of the distance."""
-    after, before = values(runs, run, point, "fd"), values(runs, other, point, "fd")
-    change = paired_change(after, before)
-    return f"{change.mean:+.0f} % ({change.low:+.0f} to {change.high:+.0f}), p = {sign_flip_test(after, before):.3f}"
-
-
-def interval_text(found: Sequence[float]) -> str:
-    """Format a mean with its interval."""
-    interval = bootstrap(found)
-    return f"{interval.mean:.3g} ({interval.low:.3g} to {interval.high:.3g})"
 
 
 def train_to_the_plateau(host: Path, work: Path) -> None:
