@@ -156,12 +156,13 @@ def verdict(cells: Iterable[Cell], column: Column, trainer: str, flag: str) -> s
 def memory(family: Family, script: str) -> tuple[str, str]:
     """What was counted for a trainer, in GiB, and what is left of it where blocks are swapped."""
     lora = script.endswith("train_network.py")
-    workload = Workload(family.counted, MODELS[family.counted].resolution, 1, 16 if lora else 0, True, "bf16")
+    model = family.counted(None)
+    workload = Workload(model, MODELS[model].resolution, 1, 16 if lora else 0, True, "bf16")
     stored = CellStore(DOCUMENTS / "cost.json").results().get(COUNTED, {}).get(f"{workload}: defaults")
     if stored is None:
         return "not counted", ""
     peak = stored["peaks"]["turn"]
-    swapped = swapped_bytes(family.counted) if lora else 0
+    swapped = swapped_bytes(model) if lora else 0
     return f"{peak / GIB:.1f}", f"{(peak - swapped) / GIB:.1f}" if swapped else ""
 
 

@@ -7,7 +7,7 @@ A field of a group *is* an option: whatever shows options (a command line, a fil
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from adt_plugin.core.option import Options, option
 OWN_DECODER = "vae"
 HUB_DECODER = "taesd"
 NO_WEIGHTS = "none"
+AUTO = "auto"
 AUGMENTATIONS = ("color", "translation", "cutout", "shift")
 
 
@@ -86,10 +87,12 @@ class TurnConfig(Options):
         high=1.0,
     )
     cfg_scale: str | float = option(
-        "1.0",
+        AUTO,
         "classifier-free guidance while a turn walks, against the empty prompt: a scale from 1 to 50, or two with a colon, as "
-        "in 1:7, between which every turn draws its own; above 1 every step of the unroll costs twice",
-        "展開時のCFGスケール（1～50、または1:7のような範囲からターンごとに抽選、1より大きいと2倍の計算）",
+        "in 1:7, between which every turn draws its own; auto is 3 for models that are sampled with guidance, 1 for FLUX.1; "
+        "above 1 every step of the unroll costs twice",
+        "展開時のCFGスケール（1～50、または1:7のような範囲からターンごとに抽選、1より大きいと2倍の計算、"
+        "auto: CFGを使うモデルは3、FLUX.1は1）",
     )
     every: int = option(
         1,
@@ -165,16 +168,19 @@ class TurnConfig(Options):
 
     @property
     def guidance_scales(self) -> tuple[float, float]:
-        """The least and the greatest scale that a turn may be guided with, in [1, 50]; equal where only one is given."""
-        low, colon, high = str(self.cfg_scale).partition(":")
+        """The least and the greatest scale that a turn may be guided with, in [1, 50]; equal where only one is given.
+
+        Without guidance where `auto` is not settled (`with_guidance`).
+        """
+        low, colon, high = ("1" if self.cfg_scale == AUTO else str(self.cfg_scale)).partition(":")
         try:
             scales = float(low), float(high if colon else low)
         except ValueError:
             scales = (math.nan, math.nan)
         if not 1 <= scales[0] <= scales[1] <= 50:  # a NaN fails every comparison
             raise ConfigError(
-                "--adt_cfg_scale needs a number from 1 to 50, such as 3, or two with a colon and no space, the lower one "
-                f"first, such as 1:7; got {self.cfg_scale!r}."
+                "--adt_cfg_scale needs auto, a number from 1 to 50, such as 3, or two with a colon and no space, the lower "
+                f"one first, such as 1:7; got {self.cfg_scale!r}."
             )
         return scales
 
@@ -280,7 +286,7 @@ class RunConfig(Options):
     """
 
     begin: float = option(
-        0.9,
+        0.92,
         "where the run's adversarial part begins: below 1 a share of the run, from 1 an optimizer step; the warm-up comes just "
         "before it",
         "敵対的学習を始める位置（1未満は全体に対する割合、1以上はステップ数、ウォームアップはその直前）",
@@ -365,6 +371,11 @@ class ADTConfig(RunConfig, DiscriminatorConfig, TurnConfig):
     Raises:
         ConfigError: a value is out of range or two values contradict each other; the message names the flag.
     """
+
+
+def with_guidance(config: ADTConfig, scale: float) -> ADTConfig:
+    """Return options whose `--adt_cfg_scale auto` is settled on a scale, in [1, 50]; as they are where the user chose one."""
+    return config if config.cfg_scale != AUTO else replace(config, cfg_scale=f"{scale:g}")
 
 
 def without_folder(value: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.config import ADTConfig, with_guidance
 from adt_plugin.core.schedule import MEASURED, TurnSchedule, count_grad_steps, start_range
 
 RUN_STEPS = 2000
@@ -106,6 +106,8 @@ class Counted:
         step: sd-scripts' own.
         decode: of a crop of `CROP` pixels, without gradient.
         decode_backward: the same with its backward pass.
+        cfg_scale: guidance of turns with `--adt_cfg_scale auto`: that of the small Stable Diffusion (docs/benchmarks.md) for
+            every model whose previews sd-scripts makes with guidance, none for what is distilled to need none.
     """
 
     title: str
@@ -114,6 +116,7 @@ class Counted:
     step: float
     decode: float = 0.622
     decode_backward: float = 1.527
+    cfg_scale: float = 3.0
 
     def parts(self, config: ADTConfig, trains_all: bool, checkpointing: bool) -> Parts:
         """Return the parts of a run's steps and turns.
@@ -138,10 +141,15 @@ COUNTED = {
     "sd15": Counted("Stable Diffusion 1.5", 512, 0.813, 2.451),
     "sdxl": Counted("SDXL", 1024, 6.850, 20.852),
     "sd3": Counted("SD3-medium", 1024, 8.998, 31.415),
-    "flux": Counted("FLUX.1", 1024, 74.832, 247.216),
+    "flux": Counted("FLUX.1", 1024, 74.832, 247.216, cfg_scale=1.0),
     "chroma": Counted("Chroma", 1024, 74.804, 246.868),
     "lumina": Counted("Lumina Image 2.0", 1024, 22.325, 73.934),
     "anima": Counted("Anima", 1024, 18.081, 60.766, 0.706, 1.767),
     "hunyuan": Counted("HunyuanImage-2.1", 2048, 120.726, 397.951, 0.670, 1.637),
 }
 """Every model of `cost` by its name there; a test counts them again."""
+
+
+def as_sampled(config: ADTConfig, model: str) -> ADTConfig:
+    """Return options whose `--adt_cfg_scale auto` is settled for a model of `COUNTED`; without guidance for any other."""
+    return with_guidance(config, COUNTED[model].cfg_scale if model in COUNTED else 1.0)

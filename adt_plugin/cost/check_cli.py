@@ -15,10 +15,10 @@ from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.cost import tiny
 from adt_plugin.cost.check import Finding, Subject, findings, verdict
-from adt_plugin.cost.cli import add_run_arguments, with_config_file, workload_of
+from adt_plugin.cost.cli import add_run_arguments, options_of, with_config_file, workload_of
 from adt_plugin.cost.measure import one_thread
 from adt_plugin.cost.workbench import Workload
-from adt_plugin.options import add_adt_arguments, from_namespace
+from adt_plugin.options import add_adt_arguments
 
 SMALL = Workload("sd15", resolution=256)
 """What ways of computing are compared on; 6 GiB hold it in fp32."""
@@ -59,9 +59,9 @@ def subject_of(given: argparse.Namespace) -> Subject:
     """Return what the arguments ask to check.
 
     Raises:
-        ConfigError: as `workload_of` and `from_namespace`.
+        ConfigError: as `workload_of` and `options_of`.
     """
-    device, workload, config, small = device_of(given.device), workload_of(given), from_namespace(given), SMALL
+    device, workload, config, small = device_of(given.device), workload_of(given), options_of(given), SMALL
     if given.mixed_precision == "fp16":  # what is counted as bf16 is measured as it is: older cards have no bf16
         workload = replace(workload, dtype="fp16")
     if given.tiny:

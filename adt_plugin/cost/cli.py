@@ -13,7 +13,7 @@ import torch
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
-from adt_plugin.core.forecast import total, turn_shares
+from adt_plugin.core.forecast import as_sampled, total, turn_shares
 from adt_plugin.core.option import PREFIX
 from adt_plugin.core.schedule import start_range
 from adt_plugin.core.stopwatch import Stopwatch
@@ -59,7 +59,7 @@ def cost_main(argv: Sequence[str], prog: str = "adt cost") -> None:
 
 def print_report(given: argparse.Namespace) -> None:
     """Print the count, and beside it the measurement if it is asked for."""
-    config, workload = from_namespace(given), workload_of(given)
+    config, workload = options_of(given), workload_of(given)
     if not sys.stderr.isatty():  # a notebook, a log: no line that is written over
         print(f"counting {workload.size.title}, which can take a minute ...", file=sys.stderr, flush=True)
     parts, peaks = counted(workload, config, working)
@@ -67,6 +67,15 @@ def print_report(given: argparse.Namespace) -> None:
     steps = given.max_train_steps
     lines = [*report(workload, config, steps, parts, peaks, measured), *answers(workload, config, steps, peaks, measured)]
     print("\n".join([*lines, *notes(given, workload, config)]))
+
+
+def options_of(given: argparse.Namespace) -> ADTConfig:
+    """Return the plugin's options as a run of the model would have them.
+
+    Raises:
+        ConfigError: as `from_namespace`.
+    """
+    return as_sampled(from_namespace(given), given.model)
 
 
 def working(part: str) -> None:

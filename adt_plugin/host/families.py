@@ -32,9 +32,8 @@ class Family:
         decoder_blocks: the parts of the VAE's decoder that are worth checkpointing.
         convention: how the denoiser is called and read.
         schedule: noise schedule and sampler of the unroll.
-        counted: the model of `COUNTED` whose cost is nearest to it.
+        counted: the model of `COUNTED` whose cost and guidance a run has, told from the host's arguments.
         heeds_timestep_range: whether the host's noising follows --min_timestep and --max_timestep.
-        guided: whether people sample it with classifier-free guidance as a rule.
     """
 
     name: str
@@ -47,12 +46,16 @@ class Family:
     latent_format: Callable[[Any], LatentFormat]
     convention: Convention
     schedule: Schedule
-    counted: str
+    counted: Callable[[Any], str]
     vae_in: Callable[[Any], Any] = lambda loaded: loaded
     tiny_decoder: str | None = None
     decoder_blocks: Blocks = diffusers_blocks
     heeds_timestep_range: bool = False
-    guided: bool = False
+
+
+def always(model: str) -> Callable[[Any], str]:
+    """Name one model of `COUNTED`, whatever the host's arguments."""
+    return lambda args: model
 
 
 def noising(function: str, modules: tuple[str, ...], parameters: tuple[str, ...]) -> Seam:
@@ -87,9 +90,8 @@ SD = Family(
     latent_format=lambda vae: LatentFormat(scale=0.18215),
     convention=conventions.SD,
     schedule=DiscreteSchedule(),
-    counted="sd15",
+    counted=always("sd15"),
     heeds_timestep_range=True,
-    guided=True,
 )
 
 SDXL = Family(
@@ -105,9 +107,8 @@ SDXL = Family(
     latent_format=lambda vae: LatentFormat(scale=0.13025),
     convention=conventions.SDXL,
     schedule=DiscreteSchedule(),
-    counted="sdxl",
+    counted=always("sdxl"),
     heeds_timestep_range=True,
-    guided=True,
 )
 
 SD3 = Family(
@@ -123,9 +124,8 @@ SD3 = Family(
     decoder_blocks=vaes.original_blocks,
     convention=conventions.SD3,
     schedule=FlowSchedule(constant(3.0), spacing="linspace"),
-    counted="sd3",
+    counted=always("sd3"),
     heeds_timestep_range=True,
-    guided=True,
 )
 
 FLUX = Family(
@@ -141,7 +141,7 @@ FLUX = Family(
     decoder_blocks=vaes.original_blocks,
     convention=conventions.FLUX,
     schedule=FlowSchedule(flux_shift),
-    counted="flux",
+    counted=lambda args: "chroma" if getattr(args, "model_type", None) == "chroma" else "flux",
 )
 
 LUMINA = Family(
@@ -159,7 +159,7 @@ LUMINA = Family(
     decoder_blocks=vaes.original_blocks,
     convention=conventions.LUMINA,
     schedule=FlowSchedule(constant(6.0), spacing="linspace"),
-    counted="lumina",
+    counted=always("lumina"),
 )
 
 ANIMA = Family(
@@ -180,7 +180,7 @@ ANIMA = Family(
     latent_format=vaes.qwen_format,
     convention=conventions.ANIMA,
     schedule=FlowSchedule(constant(3.0)),
-    counted="anima",
+    counted=always("anima"),
 )
 
 HUNYUAN = Family(
@@ -195,7 +195,7 @@ HUNYUAN = Family(
     decoder_blocks=vaes.original_blocks,
     convention=conventions.HUNYUAN,
     schedule=FlowSchedule(constant(5.0)),
-    counted="hunyuan",
+    counted=always("hunyuan"),
 )
 
 FAMILIES = (SD, SDXL, SD3, FLUX, LUMINA, ANIMA, HUNYUAN)

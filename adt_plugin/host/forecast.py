@@ -11,7 +11,7 @@ from adt_plugin.host.families import Family
 
 def sentence(family: Family, config: ADTConfig, args: argparse.Namespace) -> str:
     """Return how many times as long as without `--adt` such a run takes."""
-    counted = COUNTED[family.counted]
+    counted = COUNTED[family.counted(args)]
     trains_all = not getattr(args, "network_module", None)
     parts = counted.parts(config, trains_all, bool(getattr(args, "gradient_checkpointing", False)))
     ratio = run_ratio(parts, config, args.max_train_steps)

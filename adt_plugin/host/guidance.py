@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adt_plugin.core.config import TurnConfig
+from adt_plugin.core.config import ADTConfig, TurnConfig, with_guidance
 from adt_plugin.core.diffusion.denoiser import Denoiser, Guided
 from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.forecast import COUNTED, as_sampled
 from adt_plugin.core.rng import preserved_rng
 from adt_plugin.host.calls import DenoiserCall
-from adt_plugin.host.families import PROMPT_CACHING, Family
+from adt_plugin.host.families import PROMPT_CACHING
 from adt_plugin.host.seams import Function, SeamError, patch, patch_attribute
 
 STRATEGIES = "library.strategy_base"
@@ -32,13 +33,27 @@ OWN_MASKS = {"apply_lg_attn_mask": None, "apply_t5_attn_mask": None}
 """Options that some of them take: attention masks as the strategy was told, which is how the host caches."""
 
 
-def advice(family: Family, config: TurnConfig) -> str:
-    """Return what to say to whoever trains without guidance what is sampled with it; empty for everyone else."""
-    if not family.guided or config.guidance_scales[1] > 1:
+def settled(config: ADTConfig, model: str) -> ADTConfig:
+    """Return the options with `--adt_cfg_scale auto` settled: as the model is sampled, if this host can encode prompts apart.
+
+    Args:
+        model: of `COUNTED`.
+    """
+    return as_sampled(config, model) if STRATEGIES in sys.modules else with_guidance(config, 1.0)
+
+
+def advice(name: str, model: str, config: TurnConfig) -> str:
+    """Return what to say to whoever trains without guidance what is sampled with it; empty for everyone else.
+
+    Args:
+        name: of the family, as users call it.
+        model: of `COUNTED`.
+    """
+    if COUNTED[model].cfg_scale == 1 or config.guidance_scales[1] > 1:
         return ""
+    way = "leave --adt_cfg_scale out, or give your own scale" if STRATEGIES in sys.modules else "update sd-scripts to v0.10"
     return (
-        f"Turns walk without guidance: if you sample {family.name} with it (CFG above 1), train with --adt_cfg_scale 3, or "
-        "your own scale, or samples may come out over-guided."
+        f"Turns walk without guidance: if you sample {name} with it (CFG above 1), {way}, or samples may come out over-guided."
     )
 
 
@@ -47,28 +62,34 @@ class Guidance:
 
     Args:
         scale: above 1, of everything that draws none of its own.
+        asked: by the user; otherwise a run goes on without it where the host never encodes the empty prompt.
 
     Raises:
         ConfigError: this version of the host has no encoding strategies.
     """
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float, asked: bool = True) -> None:
         strategies = sys.modules.get(STRATEGIES)
         if strategies is None:
             raise ConfigError("--adt_cfg_scale above 1 needs sd-scripts v0.10 or newer: update it, or leave the option out.")
-        self.scale, self.strategies = scale, strategies
+        self.scale, self.asked, self.strategies = scale, asked, strategies
         self.encoded: list[Any] = []
         self.encoders: set[int] = set()
 
     @classmethod
-    def from_config(cls, config: TurnConfig) -> Guidance | None:
+    def from_config(cls, config: TurnConfig, asked: bool = True) -> Guidance | None:
         """Return a run's guidance, or None. Where turns draw their scales from a range, it is at the middle of it.
 
         Raises:
             ConfigError: this version of the host has no encoding strategies.
         """
         low, high = config.guidance_scales
-        return cls((low + high) / 2) if high > 1 else None
+        return cls((low + high) / 2, asked) if high > 1 else None
+
+    @property
+    def possible(self) -> bool:
+        """Whether the empty prompt has been encoded, known when the denoiser is called, or has to have been."""
+        return bool(self.encoded) or self.asked
 
     def install(self, undos: ExitStack) -> None:
         """Listen to both places, until `undos` is closed.

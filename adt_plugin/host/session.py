@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.config import AUTO, ADTConfig
 from adt_plugin.core.diffusion.gradient_path import Backward
 from adt_plugin.core.diffusion.samplers import Sampler
 from adt_plugin.core.errors import ConfigError
@@ -39,11 +39,11 @@ from adt_plugin.host.conventions import only_tensor, same, without_frames
 from adt_plugin.host.families import ACCELERATOR, MASKING, METADATA, METADATA_OBJECT, Family
 from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.findings import Findings
-from adt_plugin.host.guidance import Guidance, advice
+from adt_plugin.host.guidance import Guidance, advice, settled
 from adt_plugin.host.order import HostFirst, Order, Together, order_for, without_reentrance
 from adt_plugin.host.progress import Progress
 from adt_plugin.host.rate import RestartedRate
-from adt_plugin.host.run import Decoder, Models, Run, build_turn, run_name, unguided, without_gradient
+from adt_plugin.host.run import Decoder, Guide, Models, Run, build_turn, run_name, unguided, without_gradient
 from adt_plugin.host.seams import (
     Function,
     SeamError,
@@ -72,9 +72,10 @@ class Session:
     """
 
     def __init__(self, config: ADTConfig, args: argparse.Namespace, family: Family) -> None:
-        self.config, self.args, self.family = config, args, family
+        self.args, self.family, self.model = args, family, family.counted(args)
+        self.config = settled(config, self.model)
         self.models = Models.load(config, family)
-        self.guidance = Guidance.from_config(config)
+        self.guidance = Guidance.from_config(self.config, asked=config.cfg_scale != AUTO)
         self.trained_range = trained_range(args, family)  # read once: the host's validation changes its arguments
         self.weighs, self.noising_seam, self.vae_seam = weighs_images(args), family.noising[0], family.vae[0]
         self.found, self.undos = Findings(), contextlib.ExitStack()
@@ -146,11 +147,9 @@ class Session:
         return masking
 
     def _around_metadata(self, original: Function) -> Function:
-        own = {} if getattr(self.args, "no_metadata", False) else metadata(self.config)
-
         def with_options(*args: Any, **kwargs: Any) -> dict[str, str]:
-            saved: dict[str, str] = original(*args, **kwargs) | own
-            return saved
+            saved: dict[str, str] = original(*args, **kwargs)
+            return saved if getattr(self.args, "no_metadata", False) else saved | metadata(self.config)
 
         return with_options
 
@@ -248,6 +247,7 @@ class Session:
         Raises:
             SeamError: one is not.
         """
+        guide = self._guide()  # first, since it may settle an option anew
         accelerator, discriminator = self.found["accelerator"], self.models.discriminator
         decoder, sampler = cast(Decoder, self.found["decoder"]), cast(Sampler, self.found["sampler"])
         schedule = TurnSchedule.from_config(self.config, self.last_step, self.args.gradient_accumulation_steps)
@@ -260,7 +260,7 @@ class Session:
             state.restore(turn, self.found["state"])
         capture = lambda: state.capture(turn, self.config, self.optimizer_steps)  # noqa: E731
         self._remember(resume.on_save(accelerator, capture))
-        guide, feedback = self.guidance.guided if self.guidance else unguided, self.found["feedback"]
+        feedback = self.found["feedback"]
         return Run(
             config=self.config,
             accelerator=accelerator,
@@ -278,6 +278,12 @@ class Session:
             learning_rate=str(getattr(self.args, "unet_lr", None) or getattr(self.args, "learning_rate", "unknown")),
             rate=self.rate,
         )
+
+    def _guide(self) -> Guide:
+        """Return how calls are bound: without guidance where nobody asked for it and the host embeds prompts its own way."""
+        if self.guidance is not None and not self.guidance.possible:
+            self.guidance, self.config = None, replace(self.config, cfg_scale="1")
+        return self.guidance.guided if self.guidance else unguided
 
     def _around_end(self, original: Function) -> Function:
         def end_training(*args: Any, **kwargs: Any) -> Any:
@@ -390,5 +396,5 @@ class Session:
         to_come = (self.last_step - step, args.gradient_accumulation_steps, step, turn.turns)
         if self.config.weight > 0:
             turn.schedule.check(*to_come)
-        told = (forecast.sentence(self.family, self.config, args), advice(self.family, self.config))
+        told = (forecast.sentence(self.family, self.config, args), advice(self.family.name, self.model, self.config))
         self.run.begin(turn.schedule.count(*to_come), " ".join(filter(None, told)))

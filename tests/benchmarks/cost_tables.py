@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from adt_plugin.core.config import ADTConfig
-from adt_plugin.core.forecast import RUN_STEPS, Parts, mean_turn, run_ratio, total, turn_shares
+from adt_plugin.core.forecast import RUN_STEPS, Parts, as_sampled, mean_turn, run_ratio, total, turn_shares
 from adt_plugin.cost.count import Peaks, counted_parts, counted_peaks, kept_graphs
 from adt_plugin.cost.measure import Base, Measured
 from adt_plugin.cost.models import MODELS
@@ -63,6 +63,11 @@ def counted_cases() -> Iterator[tuple[Workload, str, ADTConfig]]:
             yield workload, "whole image", ADTConfig(decode_crop=0)
 
 
+def defaults(workload: Workload) -> ADTConfig:
+    """The options of a run that sets none."""
+    return as_sampled(ADTConfig(), workload.model)
+
+
 def paragraphs(machines: dict[str, dict[str, Any]]) -> Iterator[str]:
     """The whole document."""
     yield INTRODUCTION
@@ -96,18 +101,18 @@ def counted_table(cells: dict[str, Any]) -> str:
         if stored is None:
             continue
         counted = Counted(Parts(**stored["parts"]), Peaks(**stored["peaks"]))
-        rows.append([*workload_columns(workload), name, *counted_columns(counted, config)])
+        rows.append([*workload_columns(workload), name, *counted_columns(counted, as_sampled(config, workload.model))])
     return table([*head, "ratio", "every kept graph"], rows)
 
 
 def counted_verdict(cells: dict[str, Any]) -> Iterator[str]:
     """Whether a LoRA with the default options holds the targets."""
-    found = [cells.get(f"{workload}: {name}") for workload, name, _ in counted_cases() if workload.rank and name == "defaults"]
-    known = [Counted(Parts(**stored["parts"]), Peaks(**stored["peaks"])) for stored in found if stored]
+    loras = [workload for workload, name, _ in counted_cases() if workload.rank and name == "defaults"]
+    found = [(workload, cells[f"{workload}: defaults"]) for workload in loras if f"{workload}: defaults" in cells]
+    known = [(defaults(workload), Parts(**stored["parts"]), Peaks(**stored["peaks"])) for workload, stored in found]
     if known:
-        config = ADTConfig()
-        ratio = max(counted.peaks.ratio(kept_graphs(config)) for counted in known)
-        run = max(run_ratio(counted.parts, config, RUN_STEPS) for counted in known)
+        ratio = max(peaks.ratio(kept_graphs(config)) for config, _, peaks in known)
+        run = max(run_ratio(parts, config, RUN_STEPS) for config, parts, _ in known)
         yield (
             f"A LoRA with the defaults: a peak's ratio of at most {ratio:.3f} ({verdict(ratio <= PEAK_TARGET)}), "
             f"a run of at most {run:.2f} plain ones ({verdict(run <= RUN_TARGET)})."
@@ -245,7 +250,7 @@ def growth_section(cells: dict[str, Any], scale: Scale) -> Iterator[str]:
         yield f"### Growth with {title}\n\n{found[0]} and up; m = 4, K = 1, whole image, s = 4."
         rows = (
             [str(measure(w)), f"{base.seconds:.3g}", f"{turn.seconds:.3g}", f"{turn.seconds / base.seconds:.2f}",
-             f"{run_ratio(base.parts, ADTConfig(), RUN_STEPS):.2f} x", f"{turn.peak / GIB:.2f}", peak_ratio(base, turn)]
+             f"{run_ratio(base.parts, defaults(w), RUN_STEPS):.2f} x", f"{turn.peak / GIB:.2f}", peak_ratio(base, turn)]
             for w, base, turn in zip(found, bases, turns, strict=True)
         )  # fmt: skip
         head = [
@@ -273,7 +278,7 @@ def size_section(cells: dict[str, Any], sizes: Sequence[Workload]) -> Iterator[s
             rows.append([*workload_columns(workload), *["not measured"] * 4])
             continue
         base, turn = sweep.as_base(cells[labels[0]]), sweep.as_measured(cells[labels[1]])
-        run = f"{run_ratio(base.parts, ADTConfig(), RUN_STEPS):.2f} x"
+        run = f"{run_ratio(base.parts, defaults(workload), RUN_STEPS):.2f} x"
         rows.append([*workload_columns(workload), f"{base.seconds:.3g}", f"{turn.seconds:.3g}", run, peak_ratio(base, turn)])
     yield table(["model", "trained", "batch", "step, s", "turn, s", "a run", "peak's ratio"], rows)
 

@@ -50,7 +50,7 @@ def test_a_stack_is_a_denoiser_whose_every_weight_is_used(size: StackSize) -> No
 
 def test_everything_that_is_trained_is_counted_and_forecast() -> None:
     assert set(COUNTED) == set(MODELS) - {"tiny"}
-    assert {family.counted for family in FAMILIES} <= set(COUNTED)
+    assert {family.counted(None) for family in FAMILIES} <= set(COUNTED)
     assert all((MODELS[name].title, MODELS[name].resolution) == (c.title, c.resolution) for name, c in COUNTED.items())
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from adt_plugin.core.forecast import run_ratio
-from adt_plugin.cost.cli import cost_parser, with_config_file, workload_of
+from adt_plugin.cost.cli import cost_parser, options_of, with_config_file, workload_of
 from adt_plugin.cost.count import counted_parts, counted_peaks, kept_graphs
 from adt_plugin.cost.models import BACKBONE_PIXELS
-from adt_plugin.options import from_namespace
 
 
 def card(preset: Path) -> int:
@@ -48,7 +47,7 @@ def test_a_preset_leaves_room_on_its_card_and_costs_at_most_three_plain_runs(pre
 def test_no_preset_shrinks_what_it_shows_more_than_the_backbone_can_bear(preset: Path) -> None:
     """Detail that is shrunk four times over is judged by nobody."""
     given = with_config_file(cost_parser(), ["--model", preset.name.partition("_")[0], "--config_file", str(preset)])
-    config, workload = from_namespace(given), workload_of(given)
+    config, workload = options_of(given), workload_of(given)
     decoded = config.decode_crop or workload.resolution or workload.size.resolution
     assert decoded / (config.image_size or BACKBONE_PIXELS) < 2.5
 
@@ -58,7 +57,7 @@ def test_no_preset_shrinks_what_it_shows_more_than_the_backbone_can_bear(preset:
 def test_what_a_preset_says_is_what_is_counted(preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the true backbone, not the tiny one of these tests
     given = with_config_file(cost_parser(), ["--model", preset.name.partition("_")[0], "--config_file", str(preset)])
-    config, workload = from_namespace(given), workload_of(given)
+    config, workload = options_of(given), workload_of(given)
     peak = counted_peaks(workload, config).keeping(kept_graphs(config)) / GIB
     run = run_ratio(counted_parts(workload, config), config, given.max_train_steps)
     assert said(preset) == (pytest.approx(peak, abs=0.006), pytest.approx(run, abs=0.006))

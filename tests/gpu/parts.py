@@ -156,6 +156,7 @@ def measured(setting: Setting, model: str, one_graph: bool = True) -> Result:
     import torch
 
     from adt_plugin.core.config import ADTConfig
+    from adt_plugin.core.forecast import as_sampled
     from adt_plugin.core.stopwatch import Stopwatch
     from adt_plugin.cost import tiny
     from adt_plugin.cost.measure import device_name, measure_base, measure_turn, prepared
@@ -163,7 +164,7 @@ def measured(setting: Setting, model: str, one_graph: bool = True) -> Result:
     from benchmarks.one_graph import measure_one_graph
 
     device = torch.device(setting.device)
-    config = ADTConfig(**(tiny.OPTIONS | {"steps": 2}) if setting.miniature else {})
+    config = as_sampled(ADTConfig(**(tiny.OPTIONS | {"steps": 2}) if setting.miniature else {}), model)
     bench, watch = prepared(Workload(model), config, device), Stopwatch(device, 1 if setting.miniature else 2)
     base = measure_base(bench, watch)
     found: Result = {"device": device_name(device), "step": base.seconds, "step_gib": base.peak / 2**30}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import ModuleType, SimpleNamespace
@@ -17,7 +18,7 @@ from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.host import conventions, guidance
 from adt_plugin.host.calls import DenoiserCall
-from adt_plugin.host.families import FLUX, SDXL, Family
+from adt_plugin.host.families import FLUX
 from adt_plugin.host.guidance import Guidance
 from adt_plugin.host.seams import SeamError
 
@@ -154,11 +155,37 @@ def test_a_run_is_guided_where_a_scale_above_one_is_possible(host: ModuleType, g
     assert (listener.scale if listener else None) == scale
 
 
-@pytest.mark.parametrize(("family", "scale", "said"), [(SDXL, "1.0", True), (SDXL, "1:7", False), (FLUX, "1.0", False)])
-def test_who_samples_with_guidance_is_told_to_train_with_it(family: Family, scale: str, said: bool) -> None:
-    sentence = guidance.advice(family, ADTConfig(cfg_scale=scale))
-    assert ("if you sample Stable Diffusion XL with it" in sentence and "--adt_cfg_scale 3" in sentence) is said
+@pytest.mark.parametrize(("model", "scale", "said"), [("sdxl", "1.0", True), ("sdxl", "1:7", False), ("flux", "1.0", False)])
+def test_who_samples_with_guidance_is_told_to_train_with_it(host: ModuleType, model: str, scale: str, said: bool) -> None:
+    sentence = guidance.advice("Stable Diffusion XL", model, ADTConfig(cfg_scale=scale))
+    assert ("if you sample Stable Diffusion XL with it" in sentence and "leave --adt_cfg_scale out" in sentence) is said
     assert bool(sentence) is said
+
+
+def test_the_default_is_how_a_model_is_sampled(host: ModuleType) -> None:
+    scales = {model: guidance.settled(ADTConfig(), model).guidance_scales for model in ("sd15", "sdxl", "chroma", "flux")}
+    assert scales == {"sd15": (3.0, 3.0), "sdxl": (3.0, 3.0), "chroma": (3.0, 3.0), "flux": (1.0, 1.0)}
+    assert guidance.settled(ADTConfig(cfg_scale="1"), "sdxl").cfg_scale == "1"
+
+
+@pytest.mark.parametrize(("model_type", "model"), [("flux", "flux"), ("chroma", "chroma")])
+def test_chroma_is_told_from_flux_by_the_hosts_option(model_type: str, model: str) -> None:
+    assert FLUX.counted(Namespace(model_type=model_type)) == model
+
+
+def test_an_old_host_walks_without_guidance_unless_asked_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, guidance.STRATEGIES, raising=False)
+    config = guidance.settled(ADTConfig(), "sd15")
+    assert config.cfg_scale == "1" and Guidance.from_config(config, asked=False) is None
+    assert "update sd-scripts to v0.10" in guidance.advice("Stable Diffusion 1.x/2.x", "sd15", config)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_default_is_possible_only_with_the_empty_prompt(host: ModuleType, asked: bool) -> None:
+    listener = Guidance.from_config(ADTConfig(cfg_scale="3"), asked)
+    assert listener is not None and listener.possible is asked
+    listener.encoded = [torch.zeros(1, 3, 5)]
+    assert listener.possible
 
 
 def test_guidance_without_an_empty_prompt_is_said(host: ModuleType) -> None:

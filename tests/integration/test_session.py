@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host import resume
 from adt_plugin.host.batch import Noised
 from adt_plugin.host.findings import Findings
+from adt_plugin.host.guidance import STRATEGIES
 from adt_plugin.host.order import HostFirst, Together
 from adt_plugin.host.seams import patch_attribute, rebind
 from adt_plugin.host.trained import PRESERVED
@@ -69,6 +72,27 @@ def test_a_stage_that_was_never_reached_ends_the_run_with_its_name(host: Host, m
     with pytest.raises(SystemExit, match="never reached before the first backward pass") as ended:
         host.accelerator.backward(loss)
     assert named in str(ended.value)
+
+
+def test_a_host_that_embeds_prompts_its_own_way_is_trained_without_guidance(
+    tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless guidance was asked for: then the run ends."""
+    monkeypatch.setitem(sys.modules, STRATEGIES, ModuleType(STRATEGIES))  # and nobody encodes the empty prompt
+    for asked in (False, True):
+        host = Host(tmp_path / str(asked), tiny_dino, **({"cfg_scale": "3"} if asked else {}))
+        assert host.session.config.guidance_scales == (3.0, 3.0)
+        for stage in (host.load, host.prepare, host.noise):
+            stage()
+        loss = host.forward()
+        if asked:
+            with pytest.raises(SystemExit, match="leave --adt_cfg_scale out"):
+                host.accelerator.backward(loss)
+            return
+        host.accelerator.backward(loss)
+        assert host.session.config.guidance_scales == (1.0, 1.0)
+        saved = host.session._around_metadata(dict)()
+        assert saved["ss_adt_cfg_scale"] == "1"
 
 
 def test_the_first_batch_is_rehearsed_long_before_its_turn(tmp_path: Path, tiny_dino: Path) -> None:
