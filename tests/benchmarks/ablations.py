@@ -11,7 +11,8 @@ from torch import Tensor
 from adt_plugin.core.diffusion.denoiser import Denoiser, call_seeded
 from adt_plugin.core.diffusion.samplers import Sampler
 from adt_plugin.core.diffusion.unroll import Unroll, noised_start, unroll
-from adt_plugin.demo.finetune import STRATEGIES
+from adt_plugin.demo.finetune import BACKBONES, STRATEGIES
+from adt_plugin.demo.models import RotationNet
 from adt_plugin.demo.variants import Variant, changed, plain
 
 
@@ -48,8 +49,17 @@ def unconstrained_unroll(
     return Unroll(latents, steps)
 
 
+def untrained(network: RotationNet) -> RotationNet:
+    """Ablation: a backbone of the same form that has learnt nothing, the same for every run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return type(network)().requires_grad_(False).eval()
+
+
 STRATEGIES["white noise"] = {"noised_start": white_noise_start}
 STRATEGIES["unconstrained"] = {"unroll": unconstrained_unroll}
+STRATEGIES["untrained backbone"] = {}
+BACKBONES["untrained backbone"] = untrained
 
 FROZEN = {"disc_lr": 0.0, "warmup": 8, "disc_steps": 1, "disc_penalty": 0.0}
 EMA = 0.99
@@ -75,12 +85,17 @@ PLAIN_TRIALS = tuple(plain_trial(lr) for lr in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3))
 FROZEN_TRIALS = tuple(frozen_trial(*pair) for pair in ((2, 3e-4), (5, 3e-4), (10, 3e-4), (5, 1e-4), (5, 1e-3)))
 """What each rival is chosen from, on validation; the best is tried without its average too."""
 
-ABLATIONS = (
+PAPER = (
     Variant("from white noise, no image-to-image", changed({"start_min": 1.0}, strategy="white noise")),
     Variant("no diffusion loss", changed(diffusion=False)),
     Variant("unary discriminator", changed({"disc_type": "unary"})),
     Variant("unconstrained backward path", changed(strategy="unconstrained")),
     Variant("no augmentation", changed({"augment": "none"})),
+    Variant("a backbone that has learnt nothing", changed(strategy="untrained backbone")),
+)
+"""Each without one of the paper's parts."""
+
+LEVERS = (
     Variant("hinge loss", changed({"disc_loss": "hinge"})),
     Variant("no penalty", changed({"disc_penalty": 0.0})),
     Variant("one head step a turn", changed({"disc_steps": 1})),
@@ -95,3 +110,7 @@ ABLATIONS = (
     Variant("steps drawn by weight", changed({"grad_mask": "weighted"})),
     Variant("with an average of the weights", changed(ema=EMA)),
 )
+"""Each with another value of a setting."""
+
+ABLATIONS = {"paper": PAPER, "levers": LEVERS}
+"""Groups of ablations by the name under which they are asked for."""

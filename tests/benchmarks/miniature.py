@@ -62,14 +62,14 @@ class Plan:
         seeds: of the runs on the held-out split.
         samples: for each evaluation.
         base: number of the shipped denoiser that all runs start from.
-        ablations: whether they are run too, on validation.
+        ablations: groups of `ABLATIONS` that are run too, on validation, beside ADT as it ships.
     """
 
     units: float = 700.0
     seeds: int = 6
     samples: int = 500
     base: int = 0
-    ablations: bool = False
+    ablations: tuple[str, ...] = ()
     quick: bool = False
 
 
@@ -116,8 +116,8 @@ class Bench:
         for name, variants in ((PLAIN, PLAIN_TRIALS), (FROZEN, FROZEN_TRIALS)):
             finalists[name], trials[name] = self.best(variants)
         finalists["ADT"] = ADT  # as it ships, chosen by nothing here
-        if self.plan.ablations:
-            trials["ablations"] = [self.trial(variant) for variant in ABLATIONS]
+        for group in self.plan.ablations:
+            trials[f"ablations: {group}"] = [self.trial(variant) for variant in (ADT, *ABLATIONS[group])]
         results: dict[str, list[list[Cell]]] = {}
         for name, variant in finalists.items():
             results[name] = [self.cell(variant, seed, self.heldout) for seed in range(self.plan.seeds if variant.plan else 1)]
@@ -149,7 +149,7 @@ def what_is_read(variant: Variant) -> tuple[Any, ...]:
 def count_runs(plan: Plan) -> int:
     """Count the runs of a benchmark from nothing: all trials, one more of each group, the base and the finalists."""
     groups = (PLAIN_TRIALS, FROZEN_TRIALS)
-    trials = sum(len(group) + 1 for group in groups) + (len(ABLATIONS) if plan.ablations else 0)
+    trials = sum(len(group) + 1 for group in groups) + sum(1 + len(ABLATIONS[group]) for group in plan.ablations)
     return trials + 1 + plan.seeds * (len(groups) + 1)
 
 
@@ -270,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 2 for wrong options, 130 after Ctrl-C, 1 with one line where an extra is not installed.
     """
     given = _parser().parse_args(argv)
-    plan = Plan(given.units, given.seeds, base=given.base, ablations=given.ablations)
+    plan = Plan(given.units, given.seeds, base=given.base, ablations=tuple(given.ablations))
     if given.quick:
         plan = replace(plan, units=20.0, seeds=2, samples=40, quick=True)
     with short_endings(given.out), Bar(plan.units * count_runs(plan)) as bar:
@@ -283,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--units", type=duration, default=Plan.units, help="cost of every run, in plain steps (default: 700)")
     parser.add_argument("--seeds", type=positive, default=Plan.seeds, help="runs of each finalist (default: 6)")
     parser.add_argument("--base", type=int, default=0, help="number of the shipped denoiser (default: 0)")
-    parser.add_argument("--ablations", action="store_true", help="run the ablations too")
+    parser.add_argument("--ablations", nargs="*", choices=ABLATIONS, default=[], help="run these ablations too")
     parser.add_argument("--out", type=Path, default=DOCUMENTS, help="folder (default: docs/benchmarks)")
     add_shared_arguments(parser)
     return parser

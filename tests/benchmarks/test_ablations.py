@@ -18,10 +18,10 @@ from adt_plugin.demo.finetune import STRATEGIES, build_turn, tunable_copy
 from adt_plugin.demo.models import UNet
 from adt_plugin.demo.study import Study
 from adt_plugin.demo.variants import ADT, BASE, PLAIN, changed, hurried
-from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PLAIN_TRIALS, without_average
+from benchmarks.ablations import FROZEN_TRIALS, LEVERS, PAPER, PLAIN_TRIALS, untrained, without_average
 
 TRIALS = (*PLAIN_TRIALS, *FROZEN_TRIALS)
-EVERYTHING = (BASE, ADT, *TRIALS, *map(without_average, TRIALS), *ABLATIONS)
+EVERYTHING = (BASE, ADT, *TRIALS, *map(without_average, TRIALS), *PAPER, *LEVERS)
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ def test_names_are_unique():
     assert len({variant.name for variant in EVERYTHING}) == len(EVERYTHING)
 
 
-@pytest.mark.parametrize("variant", [*ABLATIONS, *FROZEN_TRIALS], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", [*PAPER, *LEVERS, *FROZEN_TRIALS], ids=lambda variant: variant.name)
 def test_every_ablation_changes_something(variant):
     assert variant.plan != ADT.plan
 
@@ -50,7 +50,7 @@ def test_a_hurried_variant_has_next_to_no_warm_up_and_is_otherwise_the_same():
 
 
 def test_white_noise_starts_know_nothing_of_their_partner(tiny_study: Study):
-    plan = next(variant.plan for variant in ABLATIONS if "white noise" in variant.name)
+    plan = next(variant.plan for variant in PAPER if "white noise" in variant.name)
     latents, labels = batch()
     images = []
     for scale in (1.0, -1.0):
@@ -59,6 +59,16 @@ def test_white_noise_starts_know_nothing_of_their_partner(tiny_study: Study):
         assert report.start == plan.adt.steps
         images.append(report.gen)
     assert torch.equal(*images)
+
+
+def test_an_untrained_backbone_is_always_the_same_and_frozen(tiny_study: Study):
+    shipped = tiny_study.base.backbone
+    first, second = (untrained(shipped).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], value) for name, value in shipped.state_dict().items())
+    plan = next(variant.plan for variant in PAPER if "backbone" in variant.name)
+    turn = build_turn(tiny_study.base, plan, seed=0)
+    assert not any(parameter.requires_grad for parameter in turn.discriminator.backbone.parameters())
 
 
 @pytest.mark.parametrize("kind", ["unconstrained", "constrained"])

@@ -15,7 +15,7 @@ from adt_plugin.core.config import ADTConfig
 from adt_plugin.demo.study import Setting
 from adt_plugin.demo.variants import ADT
 from benchmarks import cost_sweep
-from benchmarks.ablations import ABLATIONS, white_noise_start
+from benchmarks.ablations import LEVERS, PAPER, white_noise_start
 from benchmarks.store import CellStore, Result, digest
 
 RESULT: Result = {"seconds": 12.5, "scores": [1.5, 0.9]}
@@ -62,8 +62,8 @@ def test_an_interrupted_measurement_is_not_stored(tmp_path: Path) -> None:
 
 
 def test_digests_tell_plans_and_settings_apart() -> None:
-    digests = {digest((Setting(), variant)) for variant in (ADT, *ABLATIONS)}
-    assert len(digests) == 1 + len(ABLATIONS)
+    digests = {digest((Setting(), variant)) for variant in (ADT, *PAPER, *LEVERS)}
+    assert len(digests) == 1 + len(PAPER) + len(LEVERS)
     assert digest(Setting(split="validation")) != digest(Setting())
     assert digest(("a", "bc")) != digest(("ab", "c")) and digest((1, (2, 3))) != digest(((1, 2), 3))
 
