@@ -39,9 +39,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def sample_rows(path: Path, panels: Sequence[tuple[str, Mapping[str, Tensor]]]) -> None:
-    """Draw one panel per entry, below each other: in it one row per name, of images `(N, 1, H, W)` in [-1, 1].
+    """Draw one panel per entry, below each other: in it one row per name, of images `(N, C, H, W)` in [-1, 1].
 
-    What stands in one column came from the same noise.
+    C is 1 or 3. What stands in one column came from the same noise.
     """
     widest = max(len(images) for _, rows in panels for images in rows.values())
     figure = new_figure(10.5, sum(0.45 + 9.6 / widest * len(rows) for _, rows in panels))
@@ -49,7 +49,7 @@ def sample_rows(path: Path, panels: Sequence[tuple[str, Mapping[str, Tensor]]]) 
     for axis, (title, rows) in zip(axes.flat, panels, strict=True):
         count = min(len(images) for images in rows.values())
         drawn = tile(torch.cat([images[:count] for images in rows.values()]), count)
-        axis.imshow(drawn.numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        axis.imshow((drawn.clamp(-1, 1) + 1).numpy() / 2, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         height = drawn.shape[0] / len(rows)
         axis.set_yticks([height * (i + 0.5) for i in range(len(rows))], list(rows))
         axis.set_xticks([])
@@ -60,14 +60,15 @@ def sample_rows(path: Path, panels: Sequence[tuple[str, Mapping[str, Tensor]]]) 
 
 
 def tile(images: Tensor, columns: int) -> Tensor:
-    """Lay images `(N, 1, H, W)` out as one `(rows * (H + 1), columns * (W + 1))`, a dark line below and right of each.
+    """Lay images `(N, C, H, W)` out as one `(rows * (H + 1), columns * (W + 1), C)`, a dark line below and right of each.
 
     What does not fill a row is left out.
     """
     rows = len(images) // columns
-    framed = F.pad(images[: rows * columns, 0], (0, 1, 0, 1), value=FRAME)
-    height, width = framed.shape[-2:]
-    return framed.view(rows, columns, height, width).permute(0, 2, 1, 3).reshape(rows * height, columns * width)
+    framed = F.pad(images[: rows * columns], (0, 1, 0, 1), value=FRAME)
+    channels, height, width = framed.shape[1:]
+    laid_out = framed.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    return laid_out.reshape(rows * height, columns * width, channels)
 
 
 def curves(path: Path, panels: Mapping[tuple[str, str], Mapping[str, Sequence[Curve]]]) -> None:

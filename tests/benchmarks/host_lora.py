@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -22,10 +24,12 @@ from adt_plugin.demo.metrics import frechet_distance, kernel_distance, nearest_d
 from benchmarks.beds.pictures import CAPTIONS
 from benchmarks.beds.small_sd import ASSETS, Denoiser, decoded, encoded, load_network, load_vae, rendered, sample
 from tinyhost.models import HostModel
-from tinyhost.run import run_host
+from tinyhost.run import host_arguments, host_environment, run_host
 
 STYLE, IMAGES = "paper", 2000
 PLATEAU = ASSETS / "lora.safetensors"
+SCRIPT = "train_network.py"
+MODEL = HostModel(ASSETS / "model", ASSETS / "tokenizers", "networks.lora", "sd")
 POINTS = ((1.0, 5), (1.0, 10), (2.0, 10), (3.0, 5), (3.0, 10), (7.0, 10))
 """Guidance and sampler steps that every LoRA is scored at."""
 
@@ -81,14 +85,26 @@ def train_lora(recipe: Recipe, seed: int, begin: Path | None, images: Path, host
 
     Raises AssertionError with the end of the host's log where it fails.
     """
-    model = HostModel(ASSETS / "model", ASSETS / "tokenizers", "networks.lora", "sd")
+    options = lora_options(recipe, seed, begin)
+    before = processor_time_of_children()
+    run_host(SCRIPT, *options, host_dir=host, model=MODEL, images=images, output_dir=out, timeout=7200).check()
+    return processor_time_of_children() - before
+
+
+def lora_options(recipe: Recipe, seed: int, begin: Path | None) -> list[str]:
+    """Return what stands on the host's command line beside the kit's own options."""
     options = [str(part) for item in OPTIONS.items() for part in item]
     options += [*FLAGS, "--learning_rate", recipe.lr, "--max_train_steps", str(recipe.steps), "--seed", str(seed)]
     options += ["--network_weights", str(begin)] if begin else []
-    options += [*recipe.adt, "--adt_backbone", str(ASSETS / "dinov2")] if recipe.adt else []
-    before = processor_time_of_children()
-    run_host("train_network.py", *options, host_dir=host, model=model, images=images, output_dir=out, timeout=7200).check()
-    return processor_time_of_children() - before
+    return options + ([*recipe.adt, "--adt_backbone", str(ASSETS / "dinov2")] if recipe.adt else [])
+
+
+def command_line(recipe: Recipe, seed: int, begin: Path | None, images: Path, out: Path) -> str:
+    """Return the command that trains a LoRA, to be pasted into a shell in the host's folder."""
+    own = host_environment(MODEL.family, out, hub_cache=MODEL.tokenizers)
+    variables = [f"{name}={shlex.quote(value)}" for name, value in own.items() if os.environ.get(name) != value]
+    words = [SCRIPT, *host_arguments(SCRIPT, MODEL, images, out), *lora_options(recipe, seed, begin)]
+    return " ".join([*variables, "python", *map(shlex.quote, words)])
 
 
 def processor_time_of_children() -> float:
@@ -167,15 +183,21 @@ def score(
         noise_seed: of the noise, one and the same for whoever is compared.
         pictures: where to save the first forty samples of each point; None saves none.
     """
-    found, vae = {}, load_vae()
-    noise = torch.randn((samples, 4, 8, 8), generator=torch.Generator().manual_seed(noise_seed))
-    asked = torch.arange(samples) % CLASSES
+    found = {}
     for guidance, steps in points:
-        drawn = decoded(vae, sample(network, noise, asked, steps, guidance))
+        drawn, asked = images_of(network, noise_seed, samples, guidance, steps)
         found[point_name(guidance, steps)] = figures(drawn, asked, split)
         if pictures is not None:
             save_grid(drawn[:40], pictures.with_name(f"{pictures.name}-guidance{guidance:g}-steps{steps}.png"))
     return found
+
+
+@torch.no_grad()
+def images_of(network: nn.Module, noise_seed: int, samples: int, guidance: float, steps: int) -> tuple[Tensor, Tensor]:
+    """Sample `(N, 3, 64, 64)` in [-1, 1] by DDIM, the ten classes in turn; return the images and their classes `(N,)`."""
+    noise = torch.randn((samples, 4, 8, 8), generator=torch.Generator().manual_seed(noise_seed))
+    asked = torch.arange(samples) % CLASSES
+    return decoded(load_vae(), sample(network, noise, asked, steps, guidance)), asked
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """`python -m benchmarks.small_sd`: the last mile of a LoRA by the real `train_network.py` on the small Stable Diffusion.
 
 The base knows digits in one style, and a LoRA has learnt another, to its plateau. From there three ways to go on are
-compared at equal processor time: plain training, frozen heads, and `--adt`; also with guidance in the unroll. Rivals are
-tuned on the validation split; the held-out split has chosen nothing. Resumable.
+compared at equal processor time: plain training, frozen heads, and `--adt` as it ships. Rivals are tuned on the validation
+split; the held-out split has chosen nothing. Resumable.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from math import log
 from pathlib import Path
@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.forecast import as_sampled
 from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo import report
 from adt_plugin.demo.cli import positive
+from adt_plugin.options import add_adt_arguments, from_namespace
 from benchmarks import DOCUMENTS
 from benchmarks.host_lora import FLAGS, IMAGES, OPTIONS, PLATEAU, POINTS, STYLE, Recipe, point_name, scored, trained
 from benchmarks.intervals import change_text, interval_text
@@ -36,21 +37,18 @@ TURNS, PLAIN_STEPS = 160, 1350
 """Steps with a turn each, 40 of them the discriminator's warm-up, and the plain steps of the same processor time."""
 
 LR = "3e-3"
-SCALE = "3"
-"""Guidance that digits of this base are sampled with."""
 HEADS = ("--adt", "--adt_begin", "0", "--adt_disc_width", "32")  # heads shrink with the backbone
-GUIDANCE = ("--adt_cfg_scale", SCALE)
 NO_LEARNING = ("--adt_disc_lr", "0", "--adt_disc_steps", "1", "--adt_disc_penalty", "0", "--adt_warmup", "8")
 
 PLAIN, FROZEN = "plain training", "frozen heads"
-PLAIN_TRIALS = tuple(Recipe(f"{PLAIN}, lr {lr}", 1200, lr) for lr in ("1e-3", "3e-3"))
+PLAIN_TRIALS = tuple(Recipe(f"{PLAIN}, lr {lr}", 1200, lr) for lr in ("1e-4", "3e-4", "1e-3", "3e-3"))
 FROZEN_TRIALS = tuple(
-    Recipe(f"{FROZEN}, weight {weight}", TURNS, LR, (*HEADS, *GUIDANCE, *NO_LEARNING, "--adt_weight", weight))
-    for weight in ("5", "10")
+    Recipe(f"{FROZEN}, weight {weight}", TURNS, LR, (*HEADS, *NO_LEARNING, "--adt_weight", weight)) for weight in ("5", "10")
 )
-ADT = Recipe("ADT, guidance 3", TURNS, LR, (*HEADS, *GUIDANCE))
-UNGUIDED = Recipe("ADT, without guidance", TURNS, LR, HEADS)
+ADT = Recipe("ADT as it ships", TURNS, LR, HEADS)
 JUDGED = ((2.0, 10), (3.0, 5), (3.0, 10))
+UNREAD = ("offload", "profile", "backbone", "max_bad_turns", "pictures_every", "flow_shift", "disc_weights", "decoder")
+"""Options that change no figure of these runs."""
 FIGURES = ("fd", "kid", "pixel_fd", "precision", "recall", "well_formed", "novelty")
 
 
@@ -76,7 +74,7 @@ class Bench:
             seconds = trained(recipe, seed, PLATEAU, self.host, file)
             return {"seconds": round(seconds), "scores": scored(file, split, 108 + seed, self.samples, file.with_suffix(""))}
 
-        return self.stored(label, (recipe, ADTConfig() if recipe.adt else None, seed), measured)
+        return self.stored(label, (recipe.steps, recipe.lr, options_read(recipe), seed), measured)
 
     def plateau(self, seed: int, split: str) -> dict[str, Any]:
         """Score the LoRA that all begin from, on the noise of this seed."""
@@ -98,13 +96,23 @@ class Bench:
 
     def run(self, seeds: int) -> dict[str, Any]:
         """Measure everything; return label -> result."""
-        finalists = [replace(self.best(PLAIN_TRIALS), steps=PLAIN_STEPS), self.best(FROZEN_TRIALS), ADT, UNGUIDED]
+        finalists = [replace(self.best(PLAIN_TRIALS), steps=PLAIN_STEPS), self.best(FROZEN_TRIALS), ADT]
         runs: dict[str, list[dict[str, Any]]] = {"the plateau": []} | {recipe.name: [] for recipe in finalists}
         for seed in range(1, seeds + 1):
             runs["the plateau"].append(self.plateau(seed, "heldout"))
             for recipe in finalists:
                 runs[recipe.name].append(self.cell(recipe, seed, "heldout"))
         return runs
+
+
+def options_read(recipe: Recipe) -> tuple[tuple[str, Any], ...]:
+    """Return the plugin's options that a recipe's figures depend on, defaults included; none for plain training."""
+    if not recipe.adt:
+        return ()
+    parser = argparse.ArgumentParser()
+    add_adt_arguments(parser)
+    config = as_sampled(from_namespace(parser.parse_args(recipe.adt)), "sd15")
+    return tuple((spec.name, getattr(config, spec.name)) for spec in fields(config) if spec.name not in UNREAD)
 
 
 def merit(cell: dict[str, Any]) -> float:
@@ -208,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises SystemExit where no host is found.
     """
     parser = argparse.ArgumentParser("python -m benchmarks.small_sd", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", type=positive, default=3, help="runs of each kind (default: 3)")
+    parser.add_argument("--seeds", type=positive, default=5, help="runs of each kind (default: 5)")
     parser.add_argument("--host", type=Path, help="sd-scripts' folder (default: the one that the tests use)")
     parser.add_argument("--out", type=Path, default=DOCUMENTS, help="folder of small_sd.json (default: docs/benchmarks)")
     parser.add_argument("--work", type=Path, default=Path("small_sd_work"), help="folder of LoRAs and pictures")

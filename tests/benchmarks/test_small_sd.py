@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from benchmarks import DOCUMENTS, small_sd
+from benchmarks import DOCUMENTS, host_demo, small_sd
 from benchmarks.host_lora import PLATEAU, POINTS, Recipe, load_denoiser, merge_lora, point_name, score, trained
 from benchmarks.store import CellStore
+from tinyhost.run import OUTPUT_NAME
 
 
 def test_the_lora_at_its_plateau_draws_the_asked_digits_in_the_new_style() -> None:
@@ -60,6 +63,31 @@ def test_the_table_of_the_last_mile_is_what_its_json_says() -> None:
 def test_the_table_of_guidance_is_what_its_json_says() -> None:
     found = json.loads((DOCUMENTS / "guidance.json").read_text(encoding="utf-8"))
     assert small_sd.guidance_table(found) in (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def test_the_demo_prints_its_commands_and_compares_what_they_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With LoRAs that are there already: the base's plateau in place of both."""
+
+    def made(recipe: Recipe, seed: int, begin: Path, images: Path, host: Path, out: Path) -> float:
+        assert len(list(images.rglob("*.png"))) == 3
+        out.mkdir(parents=True)
+        (out / f"{OUTPUT_NAME}.safetensors").write_bytes(begin.read_bytes())
+        return 1.0
+
+    monkeypatch.setattr(host_demo, "train_lora", made)
+    monkeypatch.setattr("benchmarks.host_lora.IMAGES", 3)
+    monkeypatch.setattr(host_demo, "SAMPLES", 20)
+    table = host_demo.run(tmp_path / "host", tmp_path, host_demo.RUNS).splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
+    assert [row[0] for row in rows] == [name for name in ("base: the plateau", "plain training", "ADT") for _ in (5, 10)]
+    assert rows[0][2:] == rows[2][2:] == rows[4][2:]  # the same file three times
+    commands = [line for line in capsys.readouterr().out.splitlines() if "train_network.py" in line]
+    assert ["--adt" in shlex.split(command) for command in commands] == [False, True]
+    assert all(f"--network_weights {PLATEAU}" in command for command in commands)
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.convert("RGB").getextrema()[0] != picture.convert("RGB").getextrema()[2]  # in colour
 
 
 @pytest.mark.slow

@@ -59,9 +59,9 @@ def test_the_json_holds_every_cell_and_names_no_machine(tmp_path: Path):
 def test_tiles_are_laid_out_row_by_row():
     images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 2, 2)
     tiled = pictures.tile(images, columns=3)
-    assert tiled.shape == (2 * 3, 3 * 3)
+    assert tiled.shape == (2 * 3, 3 * 3, 1)
     assert (tiled[2::3] == pictures.FRAME).all() and (tiled[:, 2::3] == pictures.FRAME).all()
-    assert tiled[::3, ::3].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    assert tiled[::3, ::3, 0].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
 
 
 def test_pictures_are_written(tmp_path: Path):
