@@ -1,7 +1,8 @@
 """LoRA and LyCORIS files of sd-scripts: merged into a pipeline's weights for a while, and taken out without a trace.
 
 The files name layers as sd-scripts does: `lora_unet_...` for the denoiser and `lora_te_...` for text encoders, with `_` for
-`.`. LyCORIS' own modules compute the merged weights, whatever the algorithm: LoRA, LoCon, LoHa, LoKr, DoRA, full, norms.
+`.`. LyCORIS' own modules compute the merged weights of LoRA, LoCon, DoRA, full, norms, its OFT; `products.py` those of LoHa and
+LoKr, and `oft.py` those of sd-scripts' own OFT, under `oft_unet_...`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adt_plugin.compare import layouts
+from adt_plugin.compare import layouts, oft, products
 from adt_plugin.core.errors import ConfigError
 
 TEXT_ENCODERS = {
@@ -27,7 +28,7 @@ TEXT_ENCODERS = {
 }
 """Family -> prefix in a file -> part of the pipeline."""
 
-DENOISERS = ("lora_unet",)
+DENOISERS = ("lora_unet", oft.PREFIX)
 
 
 @dataclass(frozen=True)
@@ -183,21 +184,15 @@ def _merge(
     flag: str, name: str, tensors: dict[str, Tensor], place: Place, multiplier: float, kept: list[tuple[Tensor, Tensor]]
 ) -> None:
     """Merge one layer's change, after keeping what the layer was."""
-    modules = lycoris_modules()
     layer = place.stand_in()
-    kind, parameters = modules.get_module({key: tensor.float() for key, tensor in tensors.items()}, name)
     try:
-        change = None if kind is None else modules.make_module(kind, parameters, name, layer)
-    except (RuntimeError, ValueError) as error:  # shapes that differ
+        _change(flag, name, {key: tensor.float() for key, tensor in tensors.items()}, layer, multiplier)
+    except ConfigError:
+        raise
+    except (RuntimeError, ValueError, KeyError) as error:  # shapes that differ, or a part that is missing
         raise ConfigError(
             f"{flag}: {name} does not fit this base ({str(error).splitlines()[0]}): give the --base that it was trained on."
         ) from error
-    if change is None:
-        found = ", ".join(sorted(key.partition(".")[2] for key in tensors))
-        raise ConfigError(
-            f"{flag}: {name} is of a kind that LyCORIS cannot merge ({found}): merge it into a --checkpoint first."
-        )
-    change.merge_to(multiplier)
     for part in ("weight", "bias"):
         if getattr(layer, part, None) is not None:
             if any(getattr(own, part, None) is None for own in place.layers):
@@ -205,6 +200,52 @@ def _merge(
             parameters_before = [getattr(own, part) for own in place.layers]
             kept.extend((parameter, parameter.detach().to("cpu", copy=True)) for parameter in parameters_before)
             place.write(part, getattr(layer, part).detach())
+
+
+def _change(flag: str, name: str, tensors: dict[str, Tensor], layer: nn.Module, multiplier: float) -> None:
+    """Change a stand-in of a layer as the file says."""
+    kinds = {key.partition(".")[2]: tensor for key, tensor in tensors.items()}
+    weight: Any = layer.weight
+    if name.startswith(oft.PREFIX):
+        weight.copy_(oft.rotated(weight, kinds, multiplier))
+        return
+    lengths = kinds.pop("dora_scale", None)
+    strength = multiplier if lengths is None else 1.0
+    if products.is_product(kinds):
+        weight.add_(strength * products.change(kinds, weight.shape))
+    else:
+        _change_by_lycoris(flag, name, kinds, layer, strength)
+    if lengths is not None:
+        weight.copy_(rescaled(weight, lengths, multiplier))
+
+
+def rescaled(weight: Tensor, lengths: Tensor, multiplier: float) -> Tensor:
+    """Give a weight's rows, or its columns, the lengths that DoRA has learnt (arXiv 2402.09353, eq. 5).
+
+    Args:
+        weight: `(rows, columns, ...)`, changed.
+        lengths: `(rows, 1, ...)` or `(1, columns, ...)`: LyCORIS has saved both.
+        multiplier: of the rescaling, 1 for all of it.
+    """
+    others = [axis for axis, size in enumerate(lengths.shape) if size == 1]
+    norms = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
+    return weight * (1 + multiplier * (lengths / (norms + torch.finfo(weight.dtype).eps) - 1))
+
+
+def _change_by_lycoris(flag: str, name: str, kinds: dict[str, Tensor], layer: nn.Module, multiplier: float) -> None:
+    """Change a stand-in of a layer by the module of LyCORIS that knows such tensors."""
+    modules = lycoris_modules()
+    try:
+        kind, parameters = modules.get_module({f"{name}.{key}": tensor for key, tensor in kinds.items()}, name)
+        change = None if kind is None else modules.make_module(kind, parameters, name, layer)
+    except TypeError:  # LyCORIS reads no IA3, and takes a missing alpha for a number
+        change = None
+    if change is None:
+        found = ", ".join(sorted(kinds))
+        raise ConfigError(
+            f"{flag}: {name} is of a kind that LyCORIS cannot merge ({found}): merge it into a --checkpoint first."
+        )
+    change.merge_to(multiplier)
 
 
 def lycoris_modules() -> Any:

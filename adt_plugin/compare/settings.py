@@ -13,6 +13,9 @@ from adt_plugin.compare.models import Parts
 
 SCORED, NEUTRAL = "scored", "neutral"
 
+MERGING = 2
+"""Of how networks are merged; another number where images of an older one are to be made again."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -119,7 +122,7 @@ class Settings:
         content: dict[str, Any] = {
             "diffusers": diffusers.__version__,
             "model": digests[model.path],
-            "network": [digests[candidate.path], self.network_mul] if candidate.kind == "lora" else None,
+            "network": [digests[candidate.path], self.network_mul, MERGING] if candidate.kind == "lora" else None,
             "parts": [digests[path] for path in parts],
             "v": self.parts.v_parameterization,
             "sampler": self.sampler,

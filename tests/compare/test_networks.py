@@ -228,3 +228,14 @@ def test_a_kind_that_lycoris_does_not_know_is_named(loaded: Any, tmp_path: Path)
         merged(loaded("sd"), "sd", "--lora a", tmp_path / "n.safetensors"),
     ):
         pytest.fail("merged")
+
+
+def test_a_rotation_of_another_width_is_refused(loaded: Any, tmp_path: Path) -> None:
+    """sd-scripts' own OFT; that it is what the host makes of it, test_host_forward.py shows."""
+    name = "oft_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file({f"{name}.oft_blocks": torch.zeros(4, 3, 3), f"{name}.alpha": torch.ones(())}, tmp_path / "n.safetensors")
+    with (
+        pytest.raises(ConfigError, match=r"^--lora a: .* does not fit this base \(it rotates 12 rows, the layer has"),
+        merged(loaded("sd"), "sd", "--lora a", tmp_path / "n.safetensors"),
+    ):
+        pytest.fail("merged")
