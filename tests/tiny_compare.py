@@ -1,4 +1,4 @@
-"""Random LoRA and LyCORIS files in sd-scripts' format, for the layers of a model that are named."""
+"""Random LoRA and LyCORIS files in sd-scripts' format, for the layers of a model that are named; the files beside a model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from adt_plugin.compare.models import Parts
+from tinyhost.models import HostModel
 
 RANK = 2
 
@@ -59,3 +62,12 @@ def attention_layers(unet: nn.Module, prefix: str = "lora_unet") -> dict[str, tu
         for name, layer in unet.named_modules()
         if isinstance(layer, nn.Linear) and ".attn" in name
     }
+
+
+def parts_of(model: HostModel) -> Parts:
+    """The files beside a tiny model, as the kit writes them."""
+    folder = model.checkpoint.parent
+    files = {name: folder / f"{name}.safetensors" for name in ("clip_l", "clip_g", "t5xxl")}
+    found = {name: path for name, path in files.items() if path.is_file()}
+    vae = folder / "ae.safetensors"
+    return Parts(vae=vae if vae.is_file() else None, tokenizers=model.tokenizers, **found)

@@ -9,7 +9,7 @@ from pathlib import Path
 from adt_plugin.compare.families import Model, identify, native_size
 from adt_plugin.compare.inputs import caption_prompts, neutral_prompts, read_prompts, read_references
 from adt_plugin.compare.models import Parts
-from adt_plugin.compare.settings import SCORED, Candidate, Prompt, Sampling, Settings
+from adt_plugin.compare.settings import CHUNK, SCORED, Candidate, Prompt, Sampling, Settings, trained_lengths
 from adt_plugin.core.errors import AdtError, ConfigError
 
 INTERRUPTED = 130  # the shell's status of a command that Ctrl-C ended
@@ -96,7 +96,17 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--sampler", choices=["ddim", "euler", "dpm++"], default="euler", help="of SD and SDXL (default: euler)")
     group.add_argument("--network_mul", type=float, default=1.0, metavar="X", help="strength of every --lora (default: 1)")
     group.add_argument(
-        "--clip_skip", type=whole_number, default=1, metavar="N", help="of SD and SDXL, as in training (default: 1)"
+        "--clip_skip",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="of SD 1.x and 2.x, as in training (default: 1); sd-scripts trains SDXL without it",
+    )
+    group.add_argument(
+        "--max_token_length",
+        type=int,
+        choices=[75, 150, 225],
+        help="tokens of a prompt that SD and SDXL read, as in training (default: the most that a --lora was trained on, or 75)",
     )
     group.add_argument("--v_parameterization", action="store_true", help="the model predicts v, as in training")
 
@@ -188,6 +198,10 @@ def settings_of(given: argparse.Namespace) -> Settings:
     check_files(parts)
     width, height = given.size or (native_size(model),) * 2
     check_size(model, width, height)
+    if model.family.name == "sdxl" and given.clip_skip != 1:
+        print(
+            "--clip_skip is left out: sd-scripts trains SDXL on the last but one layer of its text encoders, whatever it says."
+        )
     device = given.device or best_device()
     guidance = given.cfg or [model.family.guidance]
     return Settings(
@@ -204,7 +218,8 @@ def settings_of(given: argparse.Namespace) -> Settings:
         dtype=given.dtype or ("bfloat16" if device.startswith("cuda") else "float32"),
         parts=parts,
         network_mul=given.network_mul,
-        clip_skip=given.clip_skip,
+        clip_skip=1 if model.family.name == "sdxl" else given.clip_skip,
+        max_token_length=token_length(given.max_token_length, model, candidates),
         batch_size=given.batch_size,
         offload=given.offload,
     )
@@ -228,6 +243,19 @@ def candidates_of(given: argparse.Namespace) -> tuple[Candidate, ...]:
                 f"two candidates are called {name} (base is --base's own name): give each --lora and --checkpoint a name."
             )
     return candidates
+
+
+def token_length(given: int | None, model: Model, candidates: Sequence[Candidate]) -> int:
+    """Return how many tokens of a prompt are read: what was given, or else what the LoRAs were trained with.
+
+    Raises:
+        ConfigError: given for a family that has no such choice.
+    """
+    if model.family.chunked:
+        return given or max(trained_lengths(candidates).values(), default=CHUNK)
+    if given is not None:
+        raise ConfigError(f"--max_token_length is of SD and SDXL, T5 reads long prompts of {model.family.title}: leave it out.")
+    return CHUNK
 
 
 def prompts_of(given: argparse.Namespace) -> list[Prompt]:

@@ -22,6 +22,7 @@ class Family:
         guidance: the usual guidance scale.
         multiple: sides of images are multiples of it.
         flow: whether it is a flow model, which only the Euler sampler walks.
+        chunked: whether CLIP alone reads its captions, in chunks of 75 tokens.
     """
 
     name: str
@@ -31,10 +32,11 @@ class Family:
     guidance: float
     multiple: int
     flow: bool = False
+    chunked: bool = False
 
 
-SD = Family("sd", "Stable Diffusion 1.x / 2.x", "StableDiffusionPipeline", 512, 7.0, 8)
-SDXL = Family("sdxl", "SDXL", "StableDiffusionXLPipeline", 1024, 7.0, 8)
+SD = Family("sd", "Stable Diffusion 1.x / 2.x", "StableDiffusionPipeline", 512, 7.0, 8, chunked=True)
+SDXL = Family("sdxl", "SDXL", "StableDiffusionXLPipeline", 1024, 7.0, 8, chunked=True)
 SD3 = Family("sd3", "SD3", "StableDiffusion3Pipeline", 1024, 5.0, 16, flow=True)
 FLUX = Family("flux", "FLUX.1", "FluxPipeline", 1024, 3.5, 16, flow=True)
 
@@ -113,6 +115,17 @@ def tensor_names(flag: str, path: Path) -> Collection[str]:
             return list(file.keys())
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{flag}: {path} cannot be read as safetensors ({error}).") from error
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Return what a file's header says of its training; nothing for a folder or a file that cannot be read."""
+    from safetensors import SafetensorError, safe_open  # type: ignore[attr-defined]
+
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[attr-defined]
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
 
 
 def native_size(model: Model) -> int:

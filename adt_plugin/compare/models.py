@@ -74,6 +74,8 @@ def load_pipeline(flag: str, model: Model, parts: Parts, dtype: torch.dtype) -> 
         ) from error
     if parts.vae is not None and model.family.name in ("sd", "sdxl"):
         pipeline.vae = load_vae(parts.vae, dtype, pipeline.vae.config.scaling_factor, None)
+    if model.family.name == "sdxl":
+        pipeline.tokenizer_2.pad_token_id = 0  # as sd-scripts has it, whatever the folder says
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -89,7 +89,8 @@ def _sizes(settings: Settings) -> str:
 def _verdict(scores: Scores) -> str:
     return (
         f'<section class="verdict fixed" id="verdict"><p class="lead">{escape(headline(scores))}</p>'
-        f"{_list('effects', [*standings(scores), *side_effects(scores)])}{_list('cautions', cautions(scores))}"
+        f"{_list('effects', [*standings(scores), *side_effects(scores)])}"
+        f"{_list('cautions', [*scores.notes, *cautions(scores)])}"
         f"<details><summary>What these figures cannot say</summary><p>{escape(LIMITS)}</p></details></section>"
     )
 

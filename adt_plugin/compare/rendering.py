@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adt_plugin.compare.captions import prompt_arguments
 from adt_plugin.compare.families import Family, Model, identify, tensor_names
 from adt_plugin.compare.models import load_pipeline
 from adt_plugin.compare.networks import check_network_names, check_places, merged, places_of
@@ -71,8 +71,22 @@ def render_all(store: Store, advance: Callable[[int], None]) -> None:
     groups = [on_base, *([candidate] for candidate in candidates if candidate.kind == "checkpoint")]
     for group in groups:
         if any(map(store.missing, group)):
-            _render_group(store, group, candidates[0] if group is on_base else group[0], advance)
+            with _quiet():
+                _render_group(store, group, candidates[0] if group is on_base else group[0], advance)
             free_what_is_cached(torch.device(store.settings.device))  # there is room for one model, not for two
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep diffusers' warnings back, which come with every image: prompts that are too long have been counted before."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _render_group(store: Store, group: Sequence[Candidate], source: Candidate, advance: Callable[[int], None]) -> None:
@@ -142,18 +156,15 @@ def sample(pipeline: Any, family: Family, shots: Sequence[Shot], sampling: Sampl
     """
     width, height = settings.size
     options: dict[str, Any] = {
-        "prompt": [shot.prompt.text for shot in shots],
-        "negative_prompt": [shot.prompt.negative for shot in shots],
-        "clip_skip": settings.clip_skip - 1 or None,
         "num_inference_steps": sampling.steps,
         "guidance_scale": sampling.cfg,
         "width": width,
         "height": height,
         "latents": first_noise(pipeline, family, [shot.seed for shot in shots], settings.size),
     }
-    known = inspect.signature(pipeline.__call__).parameters
     try:
-        return list(pipeline(**{name: value for name, value in options.items() if name in known}).images)
+        prompts = prompt_arguments(pipeline, family.name, [shot.prompt for shot in shots], settings)
+        return list(pipeline(**prompts, **options).images)
     except torch.OutOfMemoryError as error:
         raise ConfigError("the device's memory does not suffice: lower --batch_size or --size, or add --offload.") from error
 

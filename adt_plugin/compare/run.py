@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from adt_plugin import __version__
-from adt_plugin.compare.families import Model
+from adt_plugin.compare.captions import notes_of
+from adt_plugin.compare.families import Model, metadata_of
 from adt_plugin.compare.features import Embedder, FeatureCache
 from adt_plugin.compare.grid import grid_picture
 from adt_plugin.compare.inputs import TrainingImage, read_references
 from adt_plugin.compare.page import Contents, page
 from adt_plugin.compare.rendering import Store, check_candidates, paths_by_shot, render_all
 from adt_plugin.compare.scores import Scores, score_all
-from adt_plugin.compare.settings import SCORED, Settings, content_digest
+from adt_plugin.compare.settings import SCORED, Settings, content_digest, trained_lengths
 from adt_plugin.compare.verdict import cautions, headline, side_effects, standings
 from adt_plugin.core.run.files import replacement, write_atomically
 
@@ -32,6 +33,8 @@ def compare(settings: Settings) -> Scores:
     """
     references = read_references(settings.reference)
     model = check_candidates(settings.candidates)
+    notes = notes_of(settings, model, trained_lengths(settings.candidates))
+    print("".join(f"{note}\n" for note in notes), end="")
     embedder = Embedder(settings.backbone, settings.device)
     print("Reading the files ...", flush=True)  # gigabytes, once, to know their content
     store = Store(settings, digests_of(settings))
@@ -41,7 +44,7 @@ def compare(settings: Settings) -> Scores:
     if missing:
         with progress("images", missing) as advance:
             render_all(store, advance)
-    scores = _measure(settings, store, references, embedder)
+    scores = replace(_measure(settings, store, references, embedder), notes=tuple(notes))
     _write(settings, model, store, references, scores)
     return scores
 
@@ -110,6 +113,8 @@ def facts_of(settings: Settings, model: Model, scores: Scores) -> dict[str, str]
         rows["network_mul"] = f"{settings.network_mul:g}"
     if settings.clip_skip != 1:
         rows["clip_skip"] = str(settings.clip_skip)
+    if model.family.chunked:
+        rows["max_token_length"] = str(settings.max_token_length)
     return rows
 
 
@@ -119,10 +124,7 @@ TOLD = ("network_module", "network_dim", "network_alpha", "learning_rate", "opti
 
 def trained_with(path: Path) -> str:
     """Return how a network was trained, as its metadata says."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:  # type: ignore[attr-defined]
-        metadata = file.metadata() or {}
+    metadata = metadata_of(path)
     found = [f"{name} {metadata[f'ss_{name}']}" for name in TOLD if metadata.get(f"ss_{name}", "None") != "None"]
     return ", ".join(found) or "the file does not say"
 
@@ -134,7 +136,7 @@ def as_json(settings: Settings, digests: dict[Path, str], scores: Scores) -> dic
         "verdict": headline(scores),
         "standings": standings(scores),
         "side_effects": side_effects(scores),
-        "cautions": cautions(scores),
+        "cautions": [*scores.notes, *cautions(scores)],
         "candidates": [
             {"name": candidate.name, "kind": candidate.kind, "path": str(candidate.path), "sha256": digests[candidate.path]}
             for candidate in settings.candidates
@@ -148,6 +150,8 @@ def as_json(settings: Settings, digests: dict[Path, str], scores: Scores) -> dic
             "backbone": settings.backbone,
             "dtype": settings.dtype,
             "network_mul": settings.network_mul,
+            "clip_skip": settings.clip_skip,
+            "max_token_length": settings.max_token_length,
         },
         "training_images": scores.reference_count,
         "scopes": [

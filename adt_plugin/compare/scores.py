@@ -143,6 +143,7 @@ class Scores:
         reference_distance: mean distance of a training image to its nearest neighbour among them.
         dimensions: of the features.
         drift_images: number of images of unrelated prompts, per candidate.
+        notes: what was said of the comparison before an image was made, in sentences.
     """
 
     scopes: list[Scope]
@@ -151,6 +152,7 @@ class Scores:
     reference_distance: float
     dimensions: int
     drift_images: int
+    notes: tuple[str, ...] = ()
 
 
 class Resamples:

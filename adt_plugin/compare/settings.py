@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adt_plugin.compare.families import metadata_of
 from adt_plugin.compare.models import Parts
 
 SCORED, NEUTRAL = "scored", "neutral"
 
-MERGING = 2
-"""Of how networks are merged; another number where images of an older one are to be made again."""
+RENDERING = 2
+"""Of how images are made; another number where those of an older one are to be made again."""
+
+CHUNK = 75
+"""Tokens that CLIP reads at once, without those of start and end."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,18 @@ class Candidate:
         return "--base" if self.kind == "base" else f"--{self.kind} {self.name}"
 
 
+def trained_lengths(candidates: Iterable[Candidate]) -> dict[str, int]:
+    """Map the networks whose files say it to the tokens of a caption that they were trained with."""
+    lengths = {}
+    for candidate in candidates:
+        metadata = metadata_of(candidate.path) if candidate.kind == "lora" else {}
+        if "ss_max_token_length" in metadata:
+            said = metadata["ss_max_token_length"]
+            chunks = int(said) // CHUNK if said.isdecimal() else 1  # "None" is sd-scripts' default
+            lengths[candidate.name] = CHUNK * max(1, chunks)
+    return lengths
+
+
 @dataclass(frozen=True)
 class Settings:
     """All that one comparison depends on. See the command's help."""
@@ -90,6 +106,7 @@ class Settings:
     parts: Parts = field(default_factory=Parts)
     network_mul: float = 1.0
     clip_skip: int = 1
+    max_token_length: int = CHUNK
     batch_size: int = 1
     offload: bool = False
 
@@ -121,12 +138,14 @@ class Settings:
         parts = self.parts.files()
         content: dict[str, Any] = {
             "diffusers": diffusers.__version__,
+            "rendering": RENDERING,
             "model": digests[model.path],
-            "network": [digests[candidate.path], self.network_mul, MERGING] if candidate.kind == "lora" else None,
+            "network": [digests[candidate.path], self.network_mul] if candidate.kind == "lora" else None,
             "parts": [digests[path] for path in parts],
             "v": self.parts.v_parameterization,
             "sampler": self.sampler,
             "clip_skip": self.clip_skip,
+            "max_token_length": self.max_token_length,
             "device": self.device.partition(":")[0],
             "dtype": self.dtype,
             "size": self.size,

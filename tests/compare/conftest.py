@@ -11,21 +11,12 @@ import pytest
 import torch
 
 from adt_plugin.compare.families import identify
-from adt_plugin.compare.models import Parts, load_pipeline
+from adt_plugin.compare.models import load_pipeline
 from adt_plugin.compare.settings import NEUTRAL, Candidate, Prompt, Sampling, Settings
-from tiny_compare import attention_layers, write_network
+from tiny_compare import attention_layers, parts_of, write_network
 from tinyhost.models import HostModel, TinyModel
 
 Loaded = Callable[[str], Any]
-
-
-def parts_of(model: HostModel) -> Parts:
-    """The files beside a tiny model, as the kit writes them."""
-    folder = model.checkpoint.parent
-    files = {name: folder / f"{name}.safetensors" for name in ("clip_l", "clip_g", "t5xxl")}
-    found = {name: path for name, path in files.items() if path.is_file()}
-    vae = folder / "ae.safetensors"
-    return Parts(vae=vae if vae.is_file() else None, tokenizers=model.tokenizers, **found)
 
 
 @pytest.fixture(scope="session")

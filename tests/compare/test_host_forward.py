@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from host_forward import CASES
+from host_forward import CAPTIONS, CASES
 from safetensors.torch import load_file
 from torch import Tensor
 
+from adt_plugin.compare.captions import prompt_arguments
 from adt_plugin.compare.networks import merged
+from adt_plugin.compare.settings import Prompt, Settings
 from tinyhost.models import TinyModel
 from tinyhost.run import host_environment, run_to_end
 
@@ -85,3 +88,22 @@ def test_a_network_is_what_the_host_makes_of_it(host_forward: Forward, loaded: A
         assert torch.allclose(output, theirs[f"{name}/{case}"], atol=1e-5 * size), f"{name} of {case}"
     moved = (ours["denoiser"] - base["denoiser"]).abs().max() / base["denoiser"].abs().max()
     assert moved > 1e-3
+
+
+@pytest.mark.parametrize("skip", [1, 2])
+@pytest.mark.parametrize("length", [75, 150, 225])
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_captions_are_encoded_as_the_host_encodes_them(
+    host_forward: Forward, loaded: Any, small: Settings, family: str, length: int, skip: int
+) -> None:
+    """The longest caption is cut off by both in the same place; SDXL's host knows no clip_skip."""
+    _, theirs = host_forward(family)
+    prompts = [Prompt(text, "not " * 40) for text in CAPTIONS]
+    settings = replace(small, max_token_length=length, clip_skip=skip)
+    ours = prompt_arguments(loaded(family), family, prompts, settings)
+    said = None if length == 75 else length
+    wanted = theirs[f"sd/{said}/{None if skip == 1 else skip}"] if family == "sd" else theirs[f"sdxl/{said}"]
+    assert ours["prompt_embeds"].shape == ours["negative_prompt_embeds"].shape == (len(CAPTIONS), length + 2, wanted.shape[2])
+    assert torch.allclose(ours["prompt_embeds"], wanted, atol=1e-5)
+    if family == "sdxl":
+        assert torch.allclose(ours["pooled_prompt_embeds"], theirs[f"pooled/{said}"], atol=1e-5)
