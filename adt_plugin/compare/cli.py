@@ -185,6 +185,8 @@ def settings_of(given: argparse.Namespace) -> Settings:
         ConfigError: arguments that cannot be together, or a file that is wrong.
     """
     candidates = candidates_of(given)
+    if given.out.exists() and not given.out.is_dir():
+        raise ConfigError(f"--out: {given.out} is a file: give a folder.")
     model = identify("--base", given.base)
     parts = Parts(
         vae=given.vae,

@@ -52,6 +52,9 @@ SIGNS = (
 )
 """Part of a tensor's name -> family; the first that is found. None: known, and not served."""
 
+NETWORKS = ("lora_", "oft_", "lycoris_")
+"""What all tensors' names in a LoRA or LyCORIS file begin with."""
+
 SERVED = "compare reads SD 1.x / 2.x, SDXL, SD3 and FLUX.1, as one .safetensors file or as a diffusers folder"
 
 
@@ -81,6 +84,8 @@ def identify(flag: str, path: Path) -> Model:
     if not path.is_file():
         raise ConfigError(f"{flag}: there is no {path}: give a .safetensors file or a diffusers folder.")
     names = tensor_names(flag, path)
+    if names and all(name.startswith(NETWORKS) for name in names):
+        raise ConfigError(f"{flag}: {path} is a network, not a whole model: give it by --lora NAME=FILE.")
     for sign, family in SIGNS:
         if any(sign in name for name in names):
             if family is None or (family is FLUX and not any("vector_in.in_layer" in name for name in names)):

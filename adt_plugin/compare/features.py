@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,31 @@ import torch
 from torch import Tensor
 
 from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.out_of_memory import OUT_OF_MEMORY, first_line
 from adt_plugin.core.run.files import write_atomically
 
 BATCH = 16
+NO_MEMORY = ("out of memory", "allocate memory")
+"""What PyTorch says of Apple's devices and of the CPU, by a plain RuntimeError."""
+NO_ROOM = "close what else is on the device, or give another by --device"
+
+
+@contextmanager
+def memory_for(what: str, way_out: str) -> Iterator[None]:
+    """Turn a device's running out of memory within the block into one sentence.
+
+    Raises:
+        ConfigError: instead of PyTorch's own error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, OUT_OF_MEMORY) and not any(sign in str(error) for sign in NO_MEMORY):
+            raise
+        raise ConfigError(
+            f"the device's memory does not suffice for {what} ({first_line(error)}): {way_out}. What is made is kept, the same "
+            "command goes on from there."
+        ) from error
 
 
 class Embedder:
@@ -39,18 +62,26 @@ class Embedder:
             model = auto.AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise _not_loaded(name) from error
-        self.model, self.device = getattr(model, "vision_model", model).to(device).eval(), device
+        with memory_for("the backbone of the figures", NO_ROOM):
+            self.model, self.device = getattr(model, "vision_model", model).to(device).eval(), device
         self.digest = _weights_digest(self.model)
 
     @torch.inference_mode()
     def __call__(self, paths: Sequence[Path]) -> Tensor:
-        """Return `(N, D)` float32 on the CPU for image files."""
+        """Return `(N, D)` float32 on the CPU for image files.
+
+        Raises:
+            ConfigError: an image cannot be read.
+        """
         from PIL import Image, ImageOps
 
         images = []
         for path in paths:
-            with Image.open(path) as image:
-                images.append(ImageOps.exif_transpose(image).convert("RGB"))
+            try:
+                with Image.open(path) as image:
+                    images.append(ImageOps.exif_transpose(image).convert("RGB"))
+            except OSError as error:
+                raise ConfigError(f"{path} cannot be read as an image ({error}): remove it or replace it.") from error
         pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
         return self.model(pixel_values=pixels.to(self.device)).last_hidden_state[:, 0].float().cpu()
 
@@ -107,7 +138,7 @@ class FeatureCache:
             advance: called with the number of images that are done.
 
         Raises:
-            ConfigError: an image cannot be read.
+            ConfigError: an image cannot be read, or the device's memory does not suffice.
         """
         keys = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
         new = {key: path for key, path in zip(keys, paths, strict=True) if key not in self.vectors}
@@ -121,10 +152,8 @@ class FeatureCache:
         return torch.stack([self.vectors[key] for key in keys])
 
     def _embedded(self, paths: list[Path]) -> Tensor:
-        try:
+        with memory_for("the figures", NO_ROOM):
             return self.embedder(paths)
-        except OSError as error:
-            raise ConfigError(f"an image could not be read, remove it or replace it ({error}).") from error
 
     def _write(self) -> None:
         from safetensors.torch import save

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+import toml
 
 from adt_plugin.compare.settings import NEUTRAL, Prompt
 from adt_plugin.core.errors import ConfigError
@@ -50,30 +53,58 @@ def read_references(folder: Path) -> list[TrainingImage]:
 
 
 def _caption(path: Path) -> str:
-    """Return the first line of the caption beside an image; an empty string without one."""
+    """Return the first line of the caption beside an image, or else the words of its folder; an empty string without either.
+
+    A folder such as `10_sks cat` has repeats and words, with which sd-scripts trains images that have no caption.
+    """
     for suffix in CAPTION_SUFFIXES:
         if (beside := path.with_suffix(suffix)).is_file():
             return next(iter(beside.read_text(encoding="utf-8", errors="replace").strip().splitlines()), "")
-    return ""
+    repeats, _, words = path.parent.name.partition("_")
+    return words.strip() if repeats.isdecimal() else ""
 
 
 def read_prompts(path: Path, flag: str, purpose: str) -> list[Prompt]:
     """Return the prompts of a text file, one per line; lines that begin with # are left out.
 
-    Of sd-scripts' format for sample prompts, `--n` (the negative prompt) is obeyed; sizes, seeds, steps and scales are the
-    command line's, since they are the same for all images.
+    All three of sd-scripts' formats for sample prompts are read: .txt, .toml and .json. The negative prompt, `--n`, is obeyed;
+    sizes, seeds, steps and scales are the command line's, since they are the same for all images.
 
     Raises:
         ConfigError: the file cannot be read, or holds no prompt.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{flag}: {path} cannot be read as UTF-8 text, one prompt per line ({error}).") from error
-    prompts = [_prompt(line.strip(), purpose) for line in lines if line.strip() and not line.strip().startswith("#")]
+    if path.suffix.lower() in (".toml", ".json"):
+        prompts = _listed(text, path, flag, purpose)
+    else:
+        lines = [line.strip() for line in text.splitlines()]
+        prompts = [_prompt(line, purpose) for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise ConfigError(f"{flag}: {path} holds no prompt: write one per line.")
     return list(dict.fromkeys(prompts))
+
+
+def _listed(text: str, path: Path, flag: str, purpose: str) -> list[Prompt]:
+    """Return the prompts of sd-scripts' TOML, `[prompt]` with `[[prompt.subset]]`, or of its JSON, a list of objects.
+
+    Raises:
+        ConfigError: the file is none of these.
+    """
+    try:
+        if path.suffix.lower() == ".toml":
+            shared = toml.loads(text)["prompt"]
+            rows = [{**shared, **subset} for subset in shared["subset"]]
+        else:
+            rows = json.loads(text)
+        return [Prompt(str(row["prompt"]).strip(), str(row.get("negative_prompt") or "").strip(), purpose) for row in rows]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{flag}: {path} is not in sd-scripts' format of sample prompts ({type(error).__name__}: {error}): write one "
+            "prompt per line into a .txt file."
+        ) from error
 
 
 def _prompt(line: str, purpose: str) -> Prompt:
@@ -90,7 +121,10 @@ def caption_prompts(images: list[TrainingImage], most: int) -> list[Prompt]:
     """
     captions = list(dict.fromkeys(image.caption for image in images if image.caption))
     if not captions:
-        raise ConfigError("--reference has no captions to take prompts from: give a text file by --prompts, one per line.")
+        raise ConfigError(
+            "--reference has no captions to take prompts from, neither files beside the images nor folders such as 10_sks cat: "
+            "give a text file by --prompts, one per line."
+        )
     step = max(1, len(captions) // most)
     return [Prompt(caption) for caption in captions[::step][:most]]
 

@@ -8,7 +8,7 @@ LoKr, and `oft.py` those of sd-scripts' own OFT, under `oft_unet_...`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,16 @@ TEXT_ENCODERS = {
     "flux": {"lora_te1": "text_encoder", "lora_te2": "text_encoder_2", "lora_te3": "text_encoder_2"},  # T5: LyCORIS says te2
 }
 """Family -> prefix in a file -> part of the pipeline."""
+
+SIGNS = (
+    ("_unet_double_blocks_", "flux"),
+    ("_unet_single_blocks_", "flux"),
+    ("_unet_joint_blocks_", "sd3"),
+    ("_unet_input_blocks_", "sdxl"),
+    ("_unet_output_blocks_", "sdxl"),
+    ("lora_te_text_model_", "sd"),
+)
+"""Part of the name of a layer -> the family that alone has such layers, as sd-scripts names them."""
 
 DENOISERS = ("lora_unet", oft.PREFIX)
 
@@ -125,6 +135,38 @@ def check_network_names(flag: str, path: Path, names: list[str]) -> None:
             f"{flag}: {path} is no LoRA or LyCORIS file in sd-scripts' format ({found}): give a file that sd-scripts or "
             "LyCORIS saved, and a whole model by --checkpoint."
         )
+
+
+def family_of(names: Iterable[str]) -> str | None:
+    """Return the family of models that a network is of, as the names of its layers tell; None where they leave it open."""
+    for name in names:
+        for sign, family in SIGNS:
+            if sign in name:
+                return family
+    return None
+
+
+def check_weights(flag: str, path: Path, places: Mapping[str, Place]) -> None:
+    """Read a whole network before any image is made.
+
+    Raises:
+        ConfigError: it changes layers that the model does not have, or that have another width, or a weight is not finite.
+    """
+    grouped = by_layer(read_network(flag, path))
+    check_places(flag, path, grouped, places)
+    for name, tensors in grouped.items():
+        broken = next((key for key, tensor in tensors.items() if not tensor.isfinite().all()), None)
+        if broken is not None:
+            raise ConfigError(
+                f"{flag}: {path} has weights that are not finite (such as {broken}), so its training has diverged: give a file "
+                "that was saved earlier in that run."
+            )
+        down, weight = tensors.get(f"{name}.lora_down.weight"), getattr(places[name].layers[0], "weight", None)
+        if down is not None and weight is not None and down.shape[1] != weight.shape[1]:
+            raise ConfigError(
+                f"{flag}: {name} does not fit this base (it reads {down.shape[1]} channels, the layer has {weight.shape[1]}): "
+                "give the --base that it was trained on."
+            )
 
 
 @contextmanager

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from adt_plugin.compare.captions import prompt_arguments
-from adt_plugin.compare.families import Family, Model, identify, tensor_names
+from adt_plugin.compare.families import FAMILIES, Family, Model, identify, tensor_names
+from adt_plugin.compare.features import memory_for
 from adt_plugin.compare.models import load_pipeline
-from adt_plugin.compare.networks import check_network_names, check_places, merged, places_of
+from adt_plugin.compare.networks import check_network_names, check_weights, family_of, merged, places_of
 from adt_plugin.compare.settings import Candidate, Sampling, Settings, Shot
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.out_of_memory import free_what_is_cached
@@ -71,7 +72,7 @@ def render_all(store: Store, advance: Callable[[int], None]) -> None:
     groups = [on_base, *([candidate] for candidate in candidates if candidate.kind == "checkpoint")]
     for group in groups:
         if any(map(store.missing, group)):
-            with _quiet():
+            with _quiet(), memory_for("the images", "lower --batch_size or --size, or add --offload"):
                 _render_group(store, group, candidates[0] if group is on_base else group[0], advance)
             free_what_is_cached(torch.device(store.settings.device))  # there is room for one model, not for two
 
@@ -83,10 +84,12 @@ def _quiet() -> Iterator[None]:
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()  # of what a pipeline consists of, within our own bar
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        logging.enable_progress_bar()
 
 
 def _render_group(store: Store, group: Sequence[Candidate], source: Candidate, advance: Callable[[int], None]) -> None:
@@ -100,12 +103,11 @@ def _render_group(store: Store, group: Sequence[Candidate], source: Candidate, a
 
 
 def check_networks(pipeline: Any, family: Family, candidates: Sequence[Candidate]) -> None:
-    """Raise ConfigError if a network changes layers that the loaded model does not have, before any image is made."""
+    """Raise ConfigError if a network does not fit the loaded model, before any image is made."""
     places = places_of(pipeline, family.name)
     for candidate in candidates:
         if candidate.kind == "lora":
-            layers = {name.partition(".")[0]: None for name in tensor_names(candidate.flag, candidate.path)}
-            check_places(candidate.flag, candidate.path, layers, places)
+            check_weights(candidate.flag, candidate.path, places)
 
 
 def load_onto_device(source: Candidate, model: Model, settings: Settings) -> Any:
@@ -149,11 +151,7 @@ def _render(store: Store, candidate: Candidate, pipeline: Any, family: Family, a
 
 
 def sample(pipeline: Any, family: Family, shots: Sequence[Shot], sampling: Sampling, settings: Settings) -> list[Any]:
-    """Sample a batch of images with one number of steps and one guidance scale; PIL images.
-
-    Raises:
-        ConfigError: the memory does not suffice.
-    """
+    """Sample a batch of images with one number of steps and one guidance scale; PIL images."""
     width, height = settings.size
     options: dict[str, Any] = {
         "num_inference_steps": sampling.steps,
@@ -162,11 +160,8 @@ def sample(pipeline: Any, family: Family, shots: Sequence[Shot], sampling: Sampl
         "height": height,
         "latents": first_noise(pipeline, family, [shot.seed for shot in shots], settings.size),
     }
-    try:
-        prompts = prompt_arguments(pipeline, family.name, [shot.prompt for shot in shots], settings)
-        return list(pipeline(**prompts, **options).images)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError("the device's memory does not suffice: lower --batch_size or --size, or add --offload.") from error
+    prompts = prompt_arguments(pipeline, family.name, [shot.prompt for shot in shots], settings)
+    return list(pipeline(**prompts, **options).images)
 
 
 def first_noise(pipeline: Any, family: Family, seeds: Sequence[int], size: tuple[int, int]) -> Tensor:
@@ -195,12 +190,24 @@ def check_candidates(candidates: Sequence[Candidate]) -> Model:
         if candidate.kind == "lora":
             if not candidate.path.is_file():
                 raise ConfigError(f"{candidate.flag}: there is no file {candidate.path}.")
-            check_network_names(candidate.flag, candidate.path, list(tensor_names(candidate.flag, candidate.path)))
+            _check_network(candidate, base)
         elif (other := identify(candidate.flag, candidate.path)).family != base.family:
             raise ConfigError(
                 f"{candidate.flag} is {other.family.title}, but --base is {base.family.title}: compare like with like."
             )
     return base
+
+
+def _check_network(candidate: Candidate, base: Model) -> None:
+    """Raise ConfigError unless a file's header is that of a network, and one of the base's family as far as it tells."""
+    names = list(tensor_names(candidate.flag, candidate.path))
+    check_network_names(candidate.flag, candidate.path, names)
+    own = family_of(names)
+    if own not in (None, base.family.name):
+        raise ConfigError(
+            f"{candidate.flag}: {candidate.path} is a network of {FAMILIES[own].title}, but --base is {base.family.title}: "
+            "give the --base that it was trained on."
+        )
 
 
 def paths_by_shot(store: Store) -> Mapping[tuple[str, Shot], Path]:

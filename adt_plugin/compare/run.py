@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from adt_plugin import __version__
 from adt_plugin.compare.captions import notes_of
 from adt_plugin.compare.families import Model, metadata_of
@@ -35,7 +37,8 @@ def compare(settings: Settings) -> Scores:
     model = check_candidates(settings.candidates)
     notes = notes_of(settings, model, trained_lengths(settings.candidates))
     print("".join(f"{note}\n" for note in notes), end="")
-    embedder = Embedder(settings.backbone, settings.device)
+    cache = FeatureCache(Embedder(settings.backbone, settings.device), settings.out)
+    real = cache.of([image.path for image in references])  # a broken one is found before hours of sampling
     print("Reading the files ...", flush=True)  # gigabytes, once, to know their content
     store = Store(settings, digests_of(settings))
     missing = sum(len(store.missing(candidate)) for candidate in settings.candidates)
@@ -44,7 +47,7 @@ def compare(settings: Settings) -> Scores:
     if missing:
         with progress("images", missing) as advance:
             render_all(store, advance)
-    scores = replace(_measure(settings, store, references, embedder), notes=tuple(notes))
+    scores = replace(_measure(settings, store, references, cache, real), notes=tuple(notes))
     _write(settings, model, store, references, scores)
     return scores
 
@@ -64,11 +67,9 @@ def progress(title: str, total: int) -> Iterator[Any]:
         yield bar.update
 
 
-def _measure(settings: Settings, store: Store, references: list[TrainingImage], embedder: Embedder) -> Scores:
+def _measure(settings: Settings, store: Store, references: list[TrainingImage], cache: FeatureCache, real: Tensor) -> Scores:
     shots = settings.shots()
-    cache = FeatureCache(embedder, settings.out)
-    with progress("features", len(references) + len(shots) * len(settings.candidates)) as advance:
-        real = cache.of([image.path for image in references], advance)
+    with progress("features", len(shots) * len(settings.candidates)) as advance:
         features = {
             candidate.name: cache.of([store.path(candidate, shot) for shot in shots], advance)
             for candidate in settings.candidates

@@ -17,6 +17,7 @@ from adt_plugin.compare.cli import compare_main
 from adt_plugin.compare.run import trained_with
 from adt_plugin.compare.scores import METRICS
 from adt_plugin.compare.settings import Sampling
+from adt_plugin.core.errors import ConfigError
 from benchmarks.beds.pictures import CAPTIONS
 from tiny_compare import attention_layers, write_network
 from tinyhost.models import HostModel, TinyModel
@@ -83,6 +84,7 @@ WRONG = {
     "a size that cannot be": ([], ["--size", "60x64"], "--size 60x64: both sides must be multiples of 8"),
     "no prompts": ([], ["--prompts", "nowhere.txt"], "--prompts: nowhere.txt cannot be read"),
     "no training images": ([], ["--reference", "nowhere"], "--reference: there is no folder nowhere"),
+    "a file for a folder": ([], ["--out", __file__], f"--out: {__file__} is a file: give a folder"),
     "no backbone": ([], ["--backbone", "./nowhere"], "--backbone: there is no folder ./nowhere"),
 }
 
@@ -189,3 +191,50 @@ def test_the_page_says_how_a_network_was_trained(tmp_path: Path) -> None:
     save_file({"lora_unet_x.alpha": torch.ones(1)}, tmp_path / "b.safetensors", {"ss_network_dim": "None"})
     assert trained_with(tmp_path / "a.safetensors") == "network_dim 16, adt_weight 5.0"
     assert trained_with(tmp_path / "b.safetensors") == "the file does not say"
+
+
+def test_a_broken_training_image_is_named_before_a_model_is_loaded(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    Image.new("RGB", (32, 32)).save(reference / "whole.png")
+    (reference / "half.png").write_bytes((reference / "whole.png").read_bytes()[:60])
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a dog", encoding="utf-8")
+    monkeypatch.setattr(rendering, "load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(SystemExit) as ended:
+        compare_main([*arguments, "--reference", str(reference), "--prompts", str(prompts)])
+    assert str(ended.value.code).startswith(f"adt_plugin: {reference / 'half.png'} cannot be read as an image")
+
+
+def test_what_is_cut_off_is_on_the_page_in_the_terminal_and_in_the_figures(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tests' tokenizer knows letters only."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a dog\n" + "many words " * 20, encoding="utf-8")
+    compare_main([*arguments, "--prompts", str(prompts)])
+    shown = capsys.readouterr()
+    said = "1 of 2 prompts are longer than the 75 tokens that Stable Diffusion 1.x / 2.x reads here"
+    assert (shown.out + shown.err).count("longer than the 75") == 1 and "truncated" not in shown.out + shown.err
+    assert said in shown.out and said in (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text(encoding="utf-8"))
+    assert scores["cautions"][0].startswith(said) and scores["settings"]["max_token_length"] == 75
+
+    compare_main([*arguments, "--prompts", str(prompts), "--max_token_length", "225"])
+    assert "longer than" not in capsys.readouterr().out
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text(encoding="utf-8"))
+    assert scores["settings"]["max_token_length"] == 225
+
+
+def test_flags_that_a_family_does_not_have(
+    tiny_model: TinyModel, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = cli.compare_parser("adt compare")
+    arguments[1] = str(tiny_model("flux").checkpoint)
+    with pytest.raises(ConfigError, match="^--max_token_length is of SD and SDXL, .* leave it out"):
+        cli.settings_of(parser.parse_args([*arguments, "--max_token_length", "225"]))
+    arguments[1] = str(tiny_model("sdxl").checkpoint)
+    assert cli.settings_of(parser.parse_args([*arguments, "--clip_skip", "2"])).clip_skip == 1
+    assert "--clip_skip is left out: sd-scripts trains SDXL" in capsys.readouterr().out

@@ -283,7 +283,9 @@ def test_files_that_cannot_be_compared_are_refused_by_their_flag(tmp_path: Path)
         {"distilled_guidance_layer.x": torch.ones(1), "double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(1)},
         tmp_path / "chroma.safetensors",
     )
+    network = save({"lora_unet_x.alpha": torch.ones(1)}, tmp_path / "network.safetensors")
     sentences = {
+        network: "is a network, not a whole model: give it by --lora",
         tmp_path / "old.ckpt": "pickled and could run code",
         tmp_path / "broken.safetensors": "cannot be read as safetensors",
         tmp_path / "folder": "no diffusers folder",

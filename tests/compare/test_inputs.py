@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from adt_plugin.compare.inputs import NEUTRAL_PROMPTS, caption_prompts, neutral_prompts, read_prompts, read_references
 from adt_plugin.compare.settings import NEUTRAL, SCORED, Prompt
@@ -51,3 +52,42 @@ def test_neutral_prompts_are_built_in_or_given_or_none(tmp_path: Path) -> None:
     assert [prompt.text for prompt in neutral_prompts("auto")] == list(NEUTRAL_PROMPTS)
     assert neutral_prompts(str(path)) == [Prompt("a chair", "", NEUTRAL)]
     assert neutral_prompts("none") == []
+
+
+def test_images_without_a_caption_have_the_words_of_their_folder(tmp_path: Path) -> None:
+    """As sd-scripts trains them; whatever kind of image they are. A folder without repeats has no words."""
+    folders = {name: tmp_path / name for name in ("10_sks cat", "plain")}
+    for folder in folders.values():
+        folder.mkdir()
+    for name in ("a.webp", "b.jpg", "c.bmp", "D.PNG", "e.jpeg"):
+        Image.new("RGB", (16, 16)).save(folders["10_sks cat"] / name)
+    (folders["10_sks cat"] / "b.txt").write_text("a photo of sks cat\nsecond line", encoding="utf-8")
+    Image.new("RGB", (16, 16)).save(folders["plain"] / "f.png")
+    captions = {image.path.name: image.caption for image in read_references(tmp_path)}
+    assert captions == {"b.jpg": "a photo of sks cat", "f.png": ""} | dict.fromkeys(
+        ("a.webp", "c.bmp", "D.PNG", "e.jpeg"), "sks cat"
+    )
+    inside = read_references(folders["10_sks cat"])
+    assert {image.caption for image in inside} == {"sks cat", "a photo of sks cat"}
+
+
+LISTED = {
+    "p.toml": '[prompt]\nwidth = 512\nnegative_prompt = "blurry"\n[[prompt.subset]]\nprompt = "a cat"\n'
+    '[[prompt.subset]]\nprompt = "a dog"\nnegative_prompt = "ugly"\n',
+    "p.json": '[{"prompt": "a cat", "negative_prompt": "blurry", "seed": 1}, {"prompt": "a dog", "negative_prompt": "ugly"}]',
+}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_sd_scripts_other_formats_of_sample_prompts_are_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(LISTED[name], encoding="utf-8")
+    assert read_prompts(path, "--prompts", SCORED) == [Prompt("a cat", "blurry"), Prompt("a dog", "ugly")]
+
+
+@pytest.mark.parametrize(("name", "content"), [("p.toml", "a cat"), ("p.toml", "[general]"), ("p.json", '{"a": 1}')])
+def test_another_toml_or_json_is_refused_by_its_flag(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match="^--prompts: .* is not in sd-scripts' format of sample prompts .* into a .txt file"):
+        read_prompts(path, "--prompts", SCORED)

@@ -18,6 +18,7 @@ from adt_plugin.compare.rendering import Store, check_candidates, render_all, sc
 from adt_plugin.compare.run import digests_of
 from adt_plugin.compare.settings import Candidate, Sampling, Settings, content_digest
 from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.out_of_memory import OUT_OF_MEMORY
 from tiny_compare import write_network
 
 
@@ -199,3 +200,68 @@ def test_candidates_are_checked_before_a_model_is_loaded(small: Settings, tiny_m
         check_candidates((base, Candidate("gone", "lora", tmp_path / "gone.safetensors")))
     with pytest.raises(ConfigError, match="--lora model: .* no LoRA or LyCORIS file"):
         check_candidates((base, Candidate("model", "lora", flux)))
+
+
+OF_FAMILIES = {
+    "flux": "lora_unet_double_blocks_0_img_attn_qkv",
+    "sd3": "lora_unet_joint_blocks_0_x_block_attn_qkv",
+    "sdxl": "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
+}
+
+
+@pytest.mark.parametrize("family", OF_FAMILIES)
+def test_a_network_of_another_family_is_told_from_its_header(small: Settings, tmp_path: Path, family: str) -> None:
+    path = write_network(tmp_path / "other.safetensors", {OF_FAMILIES[family]: (8, 8)})
+    with pytest.raises(ConfigError, match="^--lora other: .* is a network of .*, but --base is Stable Diffusion 1.x"):
+        check_candidates((small.candidates[0], Candidate("other", "lora", path)))
+
+
+ATTENTION = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+UNFIT = {
+    "another width": ({ATTENTION: (64, 24)}, 0.1, r"does not fit this base \(it reads 24 channels, the layer has \d+\)"),
+    "a diverged training": ({ATTENTION: (64, 64)}, float("nan"), "weights that are not finite .* saved earlier in that run"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_network_that_cannot_be_merged_is_refused_before_any_image(
+    small: Settings, counted: dict[str, int], tmp_path: Path, case: str
+) -> None:
+    layers, scale, sentence = UNFIT[case]
+    path = write_network(tmp_path / "n.safetensors", layers, scale=scale)
+    settings = replace(small, candidates=(*small.candidates, Candidate("other", "lora", path)))
+    with pytest.raises(ConfigError, match=f"^--lora other: .*{sentence}"):
+        render_all(store_of(settings), lambda _: None)
+    assert counted["images"] == 0
+
+
+@pytest.mark.parametrize("kind", [OUT_OF_MEMORY, RuntimeError])
+@pytest.mark.parametrize("place", ["load_pipeline", "sample"])
+def test_memory_that_runs_out_is_one_sentence_and_what_is_made_is_kept(
+    small: Settings, counted: dict[str, int], monkeypatch: pytest.MonkeyPatch, place: str, kind: type[RuntimeError]
+) -> None:
+    """While the model is loaded, or in the second batch."""
+    genuine, calls = getattr(rendering, place), []
+
+    def run_out(*arguments: Any) -> Any:
+        calls.append(None)
+        if place == "load_pipeline" or len(calls) > 1:
+            raise kind("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore advice.")
+        return genuine(*arguments)
+
+    monkeypatch.setattr(rendering, place, run_out)
+    store = store_of(replace(small, batch_size=2))
+    with pytest.raises(ConfigError, match=r"Tried to allocate 2.00 GiB\): lower --batch_size .* or add --offload") as raised:
+        render_all(store, lambda _: None)
+    assert "\n" not in str(raised.value)
+    assert len(list(store.folder.glob("*.png"))) == (2 if place == "sample" else 0)
+
+
+def test_diffusers_is_quiet_while_images_are_made(small: Settings, counted: dict[str, int]) -> None:
+    """It would name what it has cut off with every image; afterwards its level is what it was."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    levels = []
+    render_all(store_of(small), lambda _: levels.append(logging.get_verbosity()))
+    assert set(levels) == {logging.ERROR} and logging.get_verbosity() == before
