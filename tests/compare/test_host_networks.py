@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from adt_plugin.compare.networks import by_layer, merged, read_network
+from adt_plugin.compare.networks import DENOISERS, by_layer, merged, read_network
 from tinyhost.run import TinyRun
 
 SAVED = {
@@ -14,6 +14,12 @@ SAVED = {
     "SDXL, with both text encoders and convolutions": ("sdxl", "sdxl_train_network.py", ("--network_args", "conv_dim=2")),
     "SD3": ("sd3", "sd3_train_network.py", ()),
     "FLUX": ("flux", "flux_train_network.py", ()),
+    "OFT on SD": (
+        "sd",
+        "train_network.py",
+        ("--network_module", "networks.oft", "--network_alpha", "1e-3", "--network_train_unet_only"),
+    ),
+    "LoHa on SDXL": ("sdxl", "sdxl_train_network.py", ("--network_module", "networks.loha")),
     "LyCORIS on FLUX": (
         "flux",
         "flux_train_network.py",
@@ -32,6 +38,6 @@ def test_every_layer_of_a_saved_network_has_its_place(run_tiny: TinyRun, loaded:
     run = run_tiny("--max_train_steps", "1", *options, script=script).check()
     path = run.output_dir / "tiny.safetensors"
     layers = by_layer(read_network("--lora trained", path))
-    assert any("lora_unet" in name for name in layers)
+    assert any(name.startswith(DENOISERS) for name in layers)
     with merged(loaded(family), family, "--lora trained", path) as count:
         assert count == len(layers) > 8
