@@ -20,7 +20,7 @@ from adt_plugin.core.run.files import write_atomically
 from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.report import GIB
 from adt_plugin.cost.workbench import Workload
-from adt_plugin.host.checks import OTHER_TRAINERS, REFUSED
+from adt_plugin.host.checks import OTHER_TRAINERS, REFUSED, REFUSED_WITH_DEEPSPEED
 from adt_plugin.host.families import FAMILIES, Family
 from benchmarks import DOCUMENTS
 from benchmarks.cost_tables import COUNTED
@@ -48,7 +48,12 @@ OF_A_COLUMN, OF_A_CELL = ("commit", "environment", "versions"), ("trainer", "fla
 
 NOT_RUN = {
     "`--full_fp16`": "accelerate refuses fp16 on a CPU; `--mixed_precision fp16` runs with a CPU's loss scaler in its place",
-    "LoRA with several processes": "fails in the plain host on a CPU; docs/reliability.md has what was tested",
+    "LoRA with several processes": "fails in the plain host on a CPU, but for `--deepspeed`; docs/reliability.md has what was "
+    "tested",
+    "`--deepspeed` on a GPU": "needs one; on a CPU it runs with gloo, and with fp16 where the tests let a CPU have it",
+    "`--deepspeed --offload_optimizer_device cpu`": "not run: DeepSpeed compiles an optimizer of its own for it first",
+    "`--deepspeed` with a state at the end of a run, and with `train_db.py`": "fail in the plain host; states on the way are "
+    "saved and resumed",
     "`--xformers`, `--mem_eff_attn`, sage attention": "need a GPU",
     "bitsandbytes' other optimizers": "not tried; AdamW8bit and PagedAdamW8bit run on a CPU",
     "`--cpu_offload_checkpointing`": "needs a GPU: the host itself fails without CUDA",
@@ -240,6 +245,12 @@ def forks(cells: Sequence[Cell]) -> Iterator[str]:
     yield from table(["fork", "trainer", "in the project's environment"], rows)
 
 
+def refusals() -> Iterator[Sequence[str]]:
+    """Every refused option of the host, and why; some of them in one value alone."""
+    yield from ([f"`--{name}`", reason] for name, reason in REFUSED.items())
+    yield from ([f"`--{name} {value}`", reason] for (name, value), reason in REFUSED_WITH_DEEPSPEED.items())
+
+
 def page(cells: Sequence[Cell]) -> Iterator[str]:
     """The whole document."""
     dates = sorted({cell["date"] for cell in cells})
@@ -262,7 +273,7 @@ def page(cells: Sequence[Cell]) -> Iterator[str]:
     yield from forks(of_forks)
     yield "\n## Refused\n"
     yield "Each ends the run in one sentence, before models are loaded.\n"
-    yield from table(["option", "because it"], ([f"`--{name}`", reason] for name, reason in REFUSED.items()))
+    yield from table(["option", "because it"], refusals())
     yield "\n## Not run\n"
     yield from table(["what", "why"], ([what, why] for what, why in NOT_RUN.items()))
 

@@ -30,6 +30,7 @@ TESTING = ("pytest>=8", "pytest-xdist>=3.5", "pillow>=10.1")
 
 RUNS = "tests/integration"
 TRAINERS = "tests/integration/test_trainers.py"
+DEEPSPEED = "tests/integration/test_deepspeed.py"  # only in an environment of its own: accelerate imports it in every run
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Environment:
 
 ENVIRONMENTS = (
     Environment(PROJECT, tuple(version for _, version in LINES), (RUNS,), python=sys.executable),
+    Environment("deepspeed", ("v0.11",), (DEEPSPEED,)),
     Environment("gui", ("v0.11",), (TRAINERS,)),
     Environment("gui, Python 3.10", ("v0.11",), (TRAINERS, "-k", "every_trainer_trains or lycoris"), python="python3.10"),
     Environment("v0.9.1", ("v0.9 or older",), (TRAINERS,), python="python3.10"),

@@ -25,11 +25,19 @@ from adt_plugin.host.trained import PRESERVED
 logger = logging.getLogger(__name__)
 
 REFUSED = {
-    "deepspeed": "takes gradients and the optimizer's steps into its own hands: train without it",
     "network_train_text_encoder_only": "leaves no denoiser parameter to train: train the U-Net as well",
     "train_inpainting": "gives the U-Net channels that the unroll does not have: train without it",
 }
 """Host options that are refused, and why."""
+
+REFUSED_WITH_DEEPSPEED = {
+    ("zero_stage", 3): "partitions the weights themselves, at which sd-scripts' own trainers fail with or without --adt: take "
+    "stage 1 or 2",
+    ("offload_optimizer_device", "nvme"): "is for ZeRO stage 3 alone: offload to the cpu",
+    ("offload_param_device", "nvme"): "is for ZeRO stage 3 alone: leave it out",
+    ("offload_param_device", "cpu"): "is for ZeRO stage 3 alone: leave it out",
+}
+"""Values of the host's options for `--deepspeed` that are refused, and why."""
 
 CAPTURES_CALLS = {
     "dynamo_backend": ("torch_compile", ("cudagraphs",)),
@@ -40,6 +48,7 @@ CAPTURES_CALLS = {
 STEPS_INSIDE = "steps the optimizer inside the backward pass"
 
 ONE_PASS_ONLY = {
+    "deepspeed": STEPS_INSIDE,
     "ddp_static_graph": "allows one backward pass in a batch",
     "fused_backward_pass": STEPS_INSIDE,
     "fused_optimizer_groups": STEPS_INSIDE,
@@ -68,7 +77,10 @@ OTHER_TRAINERS = (
 """The host's trainers that are not served; a name that is neither here nor served is a fork's own trainer."""
 
 SERVED_PROCESSES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-"""How accelerate may spread a run: each of the others takes gradients or optimizer steps into its own hands."""
+"""How accelerate may spread a run: each of the others takes gradients or optimizer steps into its own hands.
+
+DeepSpeed does, too, and is served where the host's own `--deepspeed` asks for it, before anything is loaded.
+"""
 
 PREVIEW_SIZE = (128, 128)
 """Height and width of latents, for the check of the grid before any batch exists."""
@@ -84,6 +96,7 @@ def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
     for name, reason in REFUSED.items():
         if getattr(args, name, False):
             raise ConfigError(f"--{name} cannot be combined with --adt, because it {reason}, or remove --adt.")
+    _check_deepspeed(args)
     _check_compile(args)
     _check_output(args)
     _check_learning_rate(args)
@@ -200,6 +213,13 @@ def _items(settings: object) -> Iterator[tuple[str, object]]:
             yield from _items(value)
 
 
+def _check_deepspeed(args: argparse.Namespace) -> None:
+    """Refuse what DeepSpeed spreads over processes or devices beyond optimizer and gradients."""
+    for (name, value), reason in REFUSED_WITH_DEEPSPEED.items():
+        if getattr(args, "deepspeed", False) and getattr(args, name, None) == value:
+            raise ConfigError(f"--{name} {value} cannot be combined with --adt, because it {reason}, or remove --adt.")
+
+
 def _check_compile(args: argparse.Namespace) -> None:
     """Refuse CUDA graphs: the outputs of all of an unroll's calls would lie in the same memory."""
     for name, (switch, values) in CAPTURES_CALLS.items():
@@ -248,15 +268,25 @@ def _check_grid(args: argparse.Namespace, config: ADTConfig, family: Family) -> 
         )
 
 
-def check_processes(accelerator: Any) -> None:
+def check_processes(accelerator: Any, deepspeed: bool = False) -> None:
     """Check that the host's accelerator spreads the run in a way that a turn can follow.
+
+    Args:
+        deepspeed: whether the host has been asked for it.
 
     Raises:
         ConfigError: it does not.
     """
-    if accelerator.distributed_type not in SERVED_PROCESSES:
-        kind = accelerator.distributed_type.value
-        raise ConfigError(f"--adt does not work under {kind}: turn it off in accelerate's configuration, or remove --adt.")
+    served = (*SERVED_PROCESSES, DistributedType.DEEPSPEED) if deepspeed else SERVED_PROCESSES
+    kind = accelerator.distributed_type
+    if kind not in served:
+        way_out = "use sd-scripts' --deepspeed, turn it off" if kind == DistributedType.DEEPSPEED else "turn it off"
+        raise ConfigError(f"--adt does not work under {kind.value}: {way_out} in accelerate's configuration, or remove --adt.")
+    if kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.hf_ds_config.is_zero3():
+        raise ConfigError(
+            "DeepSpeed's ZeRO stage 3, which accelerate's configuration asks for, cannot be combined with --adt, because it "
+            f"{REFUSED_WITH_DEEPSPEED['zero_stage', 3]}, or remove --adt."
+        )
     if accelerator.num_processes > 1 and accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise ConfigError(
             "--torch_compile hides the wrapper that averages gradients over processes: with --adt and several processes train "

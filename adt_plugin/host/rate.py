@@ -25,7 +25,7 @@ class RestartedRate:
 
     def __init__(self, rate: AdversarialRate, optimizers: Iterable[Any], undos: ExitStack) -> None:
         self.rate, self.optimizers, self.step = rate, list(optimizers), 0
-        self._kept: dict[int, Any] = {}
+        self._kept: list[tuple[dict[str, Any], Any]] = []  # groups and their own rates
         for optimizer in self.optimizers if rate.share else ():
             undos.callback(optimizer.register_step_pre_hook(lambda *_: self._put_in()).remove)
             undos.callback(optimizer.register_step_post_hook(lambda *_: self._take_out()).remove)
@@ -60,13 +60,12 @@ class RestartedRate:
         if share is None or self._kept:
             return
         for group in self._groups():
-            self._kept[id(group)] = group["lr"]
+            self._kept.append((group, group["lr"]))
             group["lr"] = _like(group["lr"], share * float(group["initial_lr"]))
 
     def _take_out(self) -> None:
-        for group in self._groups():
-            if id(group) in self._kept:
-                group["lr"] = self._kept[id(group)]
+        for group, own in self._kept:  # not the optimizer's groups now: DeepSpeed steps one of them at a time
+            group["lr"] = own
         self._kept.clear()
 
 

@@ -31,6 +31,7 @@ from adt_plugin.core.stopwatch import Interval
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host.batch import Predicted
 from adt_plugin.host.calls import DenoiserCall
+from adt_plugin.host.deepspeed import engine_of, loss_scale_of, skipping
 from adt_plugin.host.families import Family
 from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.progress import Progress
@@ -132,6 +133,9 @@ class Run:
         Asking the scaler to scale a one, not for its number, leaves the answer on the device: nothing waits for it.
         """
         scaler, share = self.accelerator.scaler, 1 / self.accelerator.gradient_accumulation_steps
+        engine = engine_of(self.accelerator)
+        if engine is not None:
+            return share * loss_scale_of(engine)
         return share if scaler is None else scaler.scale(torch.full((), share, device=self.accelerator.device))
 
     def make_turn(
@@ -157,8 +161,7 @@ class Run:
         """
         host_seconds, interval = batch.host_seconds, Interval(self.accelerator.device)
         self.progress.begin(batch, step)
-        overflowed = self._overflowed if self.accelerator.scaler is not None else None
-        given = self._given(batch, backward, with_graph) | {"overflowed": overflowed, "loss": loss}
+        given = self._given(batch, backward, with_graph) | {"overflowed": self._overflow_test(), "loss": loss}
         report = self._in_memory(step, lambda: self.headroom.make_turn(**given))
         if self.config.profile:
             report.seconds["host"] = host_seconds
@@ -240,6 +243,13 @@ class Run:
         """Log a sentence, once for all processes."""
         if sentence and self.accelerator.is_main_process:
             logger.info(sentence)
+
+    def _overflow_test(self) -> Callable[[], Tensor | bool] | None:
+        """Return what tells after the pass whether a loss scaler skips the host's step; None where there is none."""
+        engine = engine_of(self.accelerator)
+        if engine is not None:
+            return skipping(engine)
+        return self._overflowed if self.accelerator.scaler is not None else None
 
     def _overflowed(self) -> Tensor | bool:
         """Return whether the scaler will find an infinity in the gradients of the host's optimizers, and skip their step."""

@@ -12,9 +12,14 @@ from safetensors import SafetensorError, safe_open  # type: ignore[attr-defined]
 from torch import Tensor
 
 from adt_plugin.core.discriminator import Discriminator
+from adt_plugin.core.run.state import TENSORS
+from adt_plugin.host.deepspeed import engine_of
 
 STOPPED = "adt-stopped-state"
 """The end of the name of the state that the plugin saves itself."""
+
+MAKING_STATES = "--save_state makes some; DeepSpeed's are not looked into"
+"""What to do where there is none."""
 
 
 def carried_on(accelerator: Any, discriminator: Discriminator) -> Iterator[Tensor]:
@@ -23,6 +28,9 @@ def carried_on(accelerator: Any, discriminator: Discriminator) -> Iterator[Tenso
         yield from (parameter for group in optimizer.param_groups for parameter in group["params"])
         for moments in optimizer.state.values():
             yield from (moment for moment in moments.values() if isinstance(moment, Tensor))
+    engine = engine_of(accelerator)
+    if engine is not None:  # its optimizer holds a part of the weights in each process; in the model every process has all
+        yield from (parameter for parameter in engine.module.parameters() if parameter.requires_grad)
     yield from discriminator.parameters()
 
 
@@ -33,9 +41,13 @@ def count_unsound(tensors: Iterable[Tensor]) -> tuple[int, int]:
 
 
 def last_finite_state(folder: Path, name: str) -> Path | None:
-    """Return the newest of the host's state folders of this run whose saved weights are finite; None where there is none."""
+    """Return the newest of the host's state folders of this run whose saved weights are finite; None where there is none.
+
+    DeepSpeed pickles the weights of its states, beside which only the plugin's own file could be looked into.
+    """
     states = (path for path in _saved(folder, name, "-state") if path.is_dir())
-    return _newest(path for path in states if _finite_files(list(path.glob("*.safetensors"))))
+    files = ((path, list(path.glob("*.safetensors"))) for path in states)
+    return _newest(path for path, found in files if any(file.name != TENSORS for file in found) and _finite_files(found))
 
 
 def last_finite_checkpoint(folder: Path, name: str) -> Path | None:
@@ -76,7 +88,7 @@ def advice(unsound: int, tensors: int, folder: Path, name: str, learning_rate: s
     """
     state, checkpoint = last_finite_state(folder, name), last_finite_checkpoint(folder, name)
     left = [
-        f"the last finite state is {state} (--resume)" if state else "there is no finite state (--save_state makes some)",
+        f"the last finite state is {state} (--resume)" if state else f"there is no finite state ({MAKING_STATES})",
         f"the last finite file is {checkpoint} (--network_weights for a LoRA)" if checkpoint else "no finite file was saved",
     ]
     return (

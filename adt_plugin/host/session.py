@@ -36,6 +36,7 @@ from adt_plugin.host.batch import Batch, Idle, Noised, Predicted
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.checks import check_processes, memory_levers, trained_range, weighs_images
 from adt_plugin.host.conventions import only_tensor, same, without_frames
+from adt_plugin.host.deepspeed import engine_of, prepared_as, stepped_by
 from adt_plugin.host.families import ACCELERATOR, MASKING, METADATA, METADATA_OBJECT, Family
 from adt_plugin.host.feedback import Feedback
 from adt_plugin.host.findings import Findings
@@ -161,7 +162,7 @@ class Session:
         Raises:
             ConfigError: it spreads the run in a way that turns cannot follow.
         """
-        check_processes(accelerator)
+        check_processes(accelerator, bool(getattr(self.args, "deepspeed", False)))
         self.found.bring("accelerator", accelerator)
         self.order = order_for(self.config, accelerator)
         if isinstance(self.order, Together):
@@ -201,8 +202,9 @@ class Session:
             prepared = original(*objects, **kwargs)
             results = prepared if isinstance(prepared, tuple) else (prepared,)
             for before, after in zip(objects, results, strict=False):
-                if type(before).__name__ in self.family.denoisers:
-                    self.on_denoiser(after)
+                denoiser = prepared_as(before, after, self.family.denoisers)
+                if denoiser is not None:
+                    self.on_denoiser(denoiser)
                 if self.weighs and isinstance(after, DataLoader):
                     self._remember(trained.on_data(after, partial(self.found.bring, "data")))
             return prepared
@@ -237,7 +239,8 @@ class Session:
     @cached_property
     def rate(self) -> RestartedRate:
         """The adversarial part's learning rate, in the optimizers that the host has prepared."""
-        optimizers = [prepared.optimizer for prepared in self.found["accelerator"]._optimizers]
+        accelerator = self.found["accelerator"]
+        optimizers = [stepped_by(engine_of(accelerator), prepared.optimizer) for prepared in accelerator._optimizers]
         return RestartedRate(AdversarialRate.from_config(self.config, self.last_step), optimizers, self.undos)
 
     @cached_property

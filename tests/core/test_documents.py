@@ -18,7 +18,7 @@ from adt_plugin.core.report import TurnReport
 from adt_plugin.core.run.monitor import KEYS, ROW, SHOWN
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.cost.cli import flattened
-from adt_plugin.host.checks import REFUSED
+from adt_plugin.host.checks import REFUSED, REFUSED_WITH_DEEPSPEED
 from adt_plugin.host.families import FAMILIES, Family
 from adt_plugin.host.schedules import FlowSchedule
 from adt_plugin.options import from_namespace, level_of, option_names
@@ -209,6 +209,7 @@ def test_the_compatibility_page_has_every_trainer_and_every_refused_option() -> 
     page = (REPOSITORY / "docs" / "compatibility.md").read_text(encoding="utf-8")
     assert all(f"| `{script}` | {family.name} |" in page for family in FAMILIES for script in family.scripts)
     assert all(f"| `--{name}` | {reason} |" in page for name, reason in REFUSED.items())
+    assert all(f"| `--{name} {value}` | {reason} |" in page for (name, value), reason in REFUSED_WITH_DEEPSPEED.items())
     assert "FAILS" not in page
 
 

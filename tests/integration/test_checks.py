@@ -52,6 +52,16 @@ def test_a_host_option_that_cannot_be_combined(monkeypatch: pytest.MonkeyPatch, 
     assert refused(monkeypatch, ADTConfig(), **{name: True}).startswith(f"--{name} cannot be combined with --adt, because it ")
 
 
+@pytest.mark.parametrize(("name", "value"), checks.REFUSED_WITH_DEEPSPEED)
+def test_what_deepspeed_spreads_beyond_optimizer_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    changes = {"zero_stage": 2, "offload_optimizer_device": None, "offload_param_device": None} | {name: value}
+    message = refused(monkeypatch, ADTConfig(), deepspeed=True, **changes)
+    assert message.startswith(f"--{name} {value} cannot be combined with --adt, because it ")
+    assert checks.check_host_options(host_args(deepspeed=False, **changes), ADTConfig()) is SD  # of no effect then
+
+
 @pytest.mark.parametrize("name", checks.ONE_PASS_ONLY)
 def test_what_allows_one_backward_pass_is_given_it_by_auto_and_asks_for_it_otherwise(name: str) -> None:
     args = host_args(**{name: True})

@@ -59,6 +59,21 @@ def test_the_optimizer_steps_with_the_restarted_rate_and_the_scheduler_never_see
     assert said == plain and untouched.rates == pytest.approx([0.1 * (1 - step / 8) for step in range(8)])
 
 
+def test_every_group_has_its_own_rate_back_where_they_are_stepped_one_at_a_time() -> None:
+    """As DeepSpeed's ZeRO does: while one group is stepped, the optimizer has no other."""
+    optimizer = Recorded(0.1)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.2})
+    groups = optimizer.param_groups
+    for group in groups:
+        group["initial_lr"] = group["lr"]
+    with ExitStack() as undos, RestartedRate(AdversarialRate(0.5, 0, 8), [optimizer], undos).during(0):
+        for group in groups:
+            optimizer.param_groups = [group]
+            optimizer.step()
+            assert [other["lr"] for other in groups] == [0.1, 0.2]
+    assert optimizer.rates == pytest.approx([0.05, 0.1])
+
+
 def test_a_group_without_a_rate_of_its_own_is_left_alone() -> None:
     optimizer = Recorded(0.1)  # no scheduler, as with an optimizer that finds its own rate
     with ExitStack() as undos:

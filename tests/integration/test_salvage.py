@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from adt_plugin.core.run.state import TENSORS
 from adt_plugin.host import salvage
 from tinyhost.run import TinyRun
 from toys import toy_discriminator
@@ -36,6 +37,7 @@ def test_the_newest_finite_state_and_file_are_named(tmp_path: Path) -> None:
     for other in ("another", "x_adt", "x-finished"):
         saved(tmp_path / f"{other}-state" / "model.safetensors", 1.0, age=0)
         saved(tmp_path / f"{other}.safetensors", 1.0, age=0)
+    saved(tmp_path / "x-step00000005-state" / TENSORS, 1.0, age=0)  # DeepSpeed has pickled the weights beside it
     (tmp_path / "x-state").mkdir()  # its weights are pickled, or not there at all
     assert salvage.last_finite_state(tmp_path, "x") == tmp_path / "x-step00000002-state"
     assert salvage.last_finite_checkpoint(tmp_path, "x") == tmp_path / "x-step00000002.safetensors"

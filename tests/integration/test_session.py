@@ -160,7 +160,8 @@ def test_what_accelerates_own_configuration_chooses_is_refused_by_name(
     tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType[kind])
-    with pytest.raises(SystemExit, match=f"--adt does not work under {kind}: turn it off in accelerate's configuration"):
+    way_out = "use sd-scripts' --deepspeed, turn it off" if kind == "DEEPSPEED" else "turn it off"
+    with pytest.raises(SystemExit, match=f"--adt does not work under {kind}: {way_out} in accelerate's configuration"):
         Host(tmp_path, tiny_dino)
 
 

@@ -3,12 +3,14 @@
 Python imports `sitecustomize` by itself when it starts, so `python train_network.py ...` and `accelerate launch
 train_network.py ...` need no wrapper script: nothing stands between the test and the real entry point.
 
-Three things happen, each right after the module concerned has been executed, and nothing before that:
+These things happen, each right after the module concerned has been executed, and nothing before that:
 
 * `torchvision.extension`: where torchvision's C extension does not load (a CPU build of torch has no matching build of
   torchvision on PyPI), the two operators that the package registers at import are declared. They never run.
 * `accelerate.accelerator`: if `TINYHOST_FP16` holds a number, `--mixed_precision fp16`, which accelerate ignores or refuses
   on a CPU, is what it is on a GPU: half-precision autocast, and a loss scaler that starts from that number.
+* `deepspeed.*`: the collective operations of its own, which it compiles for minutes when it first starts on a CPU, are left
+  out, and gloo takes their place; with `TINYHOST_FP16`, fp16, which it refuses on most CPUs, starts from that scale.
 * `library.*`: if `TINYHOST_FAMILY` names a family, the host's size constants are shrunk by that family's `AFTER_IMPORT`.
 
 If `TINYHOST_PEAK` names a file, the process writes into it, as it ends, the most memory that PyTorch held on a card.
@@ -111,6 +113,36 @@ def scale_losses_on_a_cpu(accelerator: ModuleType) -> None:
     accelerator.Accelerator.__init__ = with_scaler
 
 
+def leave_operations_uncompiled(backend: ModuleType) -> None:
+    """Let DeepSpeed use torch's collective operations alone."""
+    backend.build_shm_op = lambda: None
+
+
+def serve_fp16_on_a_cpu(accelerator: ModuleType) -> None:
+    """Let DeepSpeed take a CPU for a device of fp16."""
+    accelerator.CPU_Accelerator.is_fp16_supported = lambda self: True
+
+
+def start_from_a_high_scale(scaling: ModuleType) -> None:
+    """Start DeepSpeed's loss scaler from the given scale, and let it fall fast."""
+    made = scaling.DynamicLossScaler.__init__
+
+    def from_high(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        self.cur_scale, self.scale_factor = float(os.environ["TINYHOST_FP16"]), 2.0**10
+        self.delayed_shift = self.cur_hysteresis = 1
+
+    scaling.DynamicLossScaler.__init__ = from_high
+
+
+FP16_ACTIONS: Mapping[str, Action] = {
+    "accelerate.accelerator": scale_losses_on_a_cpu,
+    "deepspeed.accelerator.cpu_accelerator": serve_fp16_on_a_cpu,
+    "deepspeed.runtime.fp16.loss_scaler": start_from_a_high_scale,
+}
+"""Of `TINYHOST_FP16`."""
+
+
 def family_actions(name: str) -> dict[str, Action]:
     """`AFTER_IMPORT` of families/<name>.py. The kit is loaded by path, so that nothing of it enters `sys.path`."""
     from importlib.util import module_from_spec, spec_from_file_location
@@ -127,8 +159,9 @@ def install(family: str | None = None) -> AfterImport:
         if type(finder).__name__ == AfterImport.__name__:
             return finder
     actions: dict[str, Action] = {"torchvision.extension": declare_operators}
+    actions["deepspeed.comm.torch"] = leave_operations_uncompiled
     if os.environ.get("TINYHOST_FP16"):
-        actions["accelerate.accelerator"] = scale_losses_on_a_cpu
+        actions |= FP16_ACTIONS
     if family:
         actions |= family_actions(family)
     finder = AfterImport(actions)
