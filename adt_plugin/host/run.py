@@ -23,6 +23,7 @@ from adt_plugin.core.images.decoding import LatentDecoder, TinyDecoder, load_tin
 from adt_plugin.core.out_of_memory import TurnOutOfMemoryError
 from adt_plugin.core.report import TurnReport
 from adt_plugin.core.rng import preserved_rng
+from adt_plugin.core.run import state
 from adt_plugin.core.run.health import BadTurnsError, Health
 from adt_plugin.core.run.rehearsal import Headroom
 from adt_plugin.core.run.story import Story
@@ -264,14 +265,18 @@ class Run:
 
     def _what_is_left(self) -> str:
         """Save everything that is worth it, or say what is left; every process ends up here together."""
-        unsound, tensors = count_unsound(carried_on(self.accelerator, self.turn.discriminator))
+        unsound, tensors = self._count_unsound()
         if all_processes_agree(torch.tensor(not unsound, device=self.accelerator.device)):
             return f"Everything is saved in {self._save_everything()}: --resume goes on from there."
         return advice(unsound, tensors, self.folder, self.name, self.learning_rate)
 
+    def _count_unsound(self) -> tuple[int, int]:
+        """Return how many tensors of all that a saved state would hold are not finite, and how many there are."""
+        return count_unsound(carried_on(self.accelerator, state.capture(self.turn, self.config).tensors.values()))
+
     def warn_if_unsound(self) -> None:
         """Warn before the host saves a file that nobody can use."""
-        unsound, tensors = count_unsound(carried_on(self.accelerator, self.turn.discriminator))
+        unsound, tensors = self._count_unsound()
         if unsound and self.accelerator.is_main_process:
             logger.warning(
                 "What is saved now is of no use: %s", advice(unsound, tensors, self.folder, self.name, self.learning_rate)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open  # type: ignore[attr-defined]
 from torch import Tensor
 
-from adt_plugin.core.discriminator import Discriminator
 from adt_plugin.core.run.state import TENSORS
 from adt_plugin.host.deepspeed import engine_of
 
@@ -22,37 +22,60 @@ MAKING_STATES = "--save_state makes some; DeepSpeed's are not looked into"
 """What to do where there is none."""
 
 
-def carried_on(accelerator: Any, discriminator: Discriminator) -> Iterator[Tensor]:
-    """Yield what a run carries from step to step: trained weights, the optimizers' moments, the discriminator's heads."""
+def carried_on(accelerator: Any, own: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield what a run carries from step to step: trained weights, all that the optimizers' states hold, what the plugin has.
+
+    Args:
+        own: the tensors of the plugin's half of a state.
+    """
     for optimizer in accelerator._optimizers:
         yield from (parameter for group in optimizer.param_groups for parameter in group["params"])
-        for moments in optimizer.state.values():
-            yield from (moment for moment in moments.values() if isinstance(moment, Tensor))
+        yield from tensors_in(optimizer.state_dict())
     engine = engine_of(accelerator)
     if engine is not None:  # its optimizer holds a part of the weights in each process; in the model every process has all
         yield from (parameter for parameter in engine.module.parameters() if parameter.requires_grad)
-    yield from discriminator.parameters()
+    yield from own
+
+
+def tensors_in(saved: Any) -> Iterator[Tensor]:
+    """Yield the tensors of an optimizer's state, however deep they lie, and as tensors its plain numbers that are NaN.
+
+    A plain number that is infinite may be a setting (Prodigy's `growth_rate`).
+    """
+    if isinstance(saved, Tensor):
+        yield saved
+    elif isinstance(saved, Mapping):
+        yield from tensors_in(list(saved.values()))
+    elif isinstance(saved, list | tuple):
+        for each in saved:
+            yield from tensors_in(each)
+    elif isinstance(saved, float) and saved != saved:
+        yield torch.tensor(saved)
 
 
 def count_unsound(tensors: Iterable[Tensor]) -> tuple[int, int]:
     """Return how many tensors hold a number that is not finite, and how many there are."""
-    sound = [tensor.isfinite().all().cpu() for tensor in tensors if tensor.is_floating_point()]
+    sound = [_all_finite(tensor).cpu() for tensor in tensors if tensor.is_floating_point()]
     return sum(not flag for flag in sound), len(sound)
 
 
+def _all_finite(tensor: Tensor) -> Tensor:
+    """Return whether all numbers are finite, as a tensor; float8 has no such question of its own."""
+    return (tensor if tensor.dtype.itemsize > 1 else tensor.float()).isfinite().all()
+
+
 def last_finite_state(folder: Path, name: str) -> Path | None:
-    """Return the newest of the host's state folders of this run whose saved weights are finite; None where there is none.
+    """Return the newest of the host's state folders of this run whose weights and moments are finite, or None.
 
     DeepSpeed pickles the weights of its states, beside which only the plugin's own file could be looked into.
     """
     states = (path for path in _saved(folder, name, "-state") if path.is_dir())
-    files = ((path, list(path.glob("*.safetensors"))) for path in states)
-    return _newest(path for path, found in files if any(file.name != TENSORS for file in found) and _finite_files(found))
+    return _newest(states, _finite_state)
 
 
 def last_finite_checkpoint(folder: Path, name: str) -> Path | None:
     """Return the newest file that the host has saved of this run and that is finite; None where there is none."""
-    return _newest(path for path in _saved(folder, name, ".safetensors") if _finite_files([path]))
+    return _newest(_saved(folder, name, ".safetensors"), _finite_file)
 
 
 def _saved(folder: Path, name: str, ending: str) -> Iterator[Path]:
@@ -61,13 +84,20 @@ def _saved(folder: Path, name: str, ending: str) -> Iterator[Path]:
     return (path for path in folder.iterdir() if pattern.fullmatch(path.name))
 
 
-def _newest(paths: Iterable[Path]) -> Path | None:
-    return max(paths, key=lambda path: path.stat().st_mtime, default=None)
+def _newest(paths: Iterable[Path], is_finite: Callable[[Path], bool]) -> Path | None:
+    """Return the newest that is finite; older ones, which may be gigabytes, are then not read."""
+    newest_first = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
+    return next(filter(is_finite, newest_first), None)
 
 
-def _finite_files(files: list[Path]) -> bool:
-    """Return whether there are files, and all can be read and are finite; pickled ones are not looked into."""
-    return bool(files) and all(_finite_file(path) for path in files)
+def _finite_state(folder: Path) -> bool:
+    """Return whether a state has weights, and they and the optimizers' moments can be read and are finite.
+
+    Weights that are pickled are not looked into.
+    """
+    files, moments = list(folder.glob("*.safetensors")), folder.glob("optimizer*.bin")
+    has_weights = any(path.name != TENSORS for path in files)
+    return has_weights and all(map(_finite_file, files)) and all(map(_finite_moments, moments))
 
 
 def _finite_file(path: Path) -> bool:
@@ -75,8 +105,20 @@ def _finite_file(path: Path) -> bool:
     try:
         with opened(path, framework="pt") as file:
             tensors = (file.get_tensor(name) for name in file.keys())  # noqa: SIM118
-            return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
+            return all(bool(_all_finite(tensor)) for tensor in tensors if tensor.is_floating_point())
     except (OSError, SafetensorError):
+        return False
+
+
+def _finite_moments(path: Path) -> bool:
+    """Return whether an optimizer's state, as accelerate saves it, can be read without running code, and is finite.
+
+    Of 8-bit moments the scales of their blocks are floating-point numbers.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return not count_unsound(tensors_in(saved))[0]
+    except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError):
         return False
 
 
