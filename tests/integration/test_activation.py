@@ -14,10 +14,10 @@ import pytest
 from adtruns import assert_same_weights
 from fakehost import LAYOUTS, SCRIPT, write_fake_host
 from fakehost import run_python as python
+from installing import REPOSITORY, built
 
 from tinyhost.run import SITE, TinyRun
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PTH = REPOSITORY / "adt_plugin" / "host" / "adt_plugin.pth"
 HOOK = REPOSITORY / "adt_plugin_hook.py"
 NEW_MODULES = "import sys; print(*sorted(name for name in sys.modules if name.startswith('adt_plugin')))"
@@ -126,13 +126,6 @@ def test_a_damaged_plugin_leaves_the_real_host_training_as_without_it(run_tiny: 
     damaged = run_tiny(env={"PYTHONPATH": os.pathsep.join([str(tmp_path), str(SITE)])})
     assert "so --adt is not available: " in damaged.stderr
     assert_same_weights(damaged, run_tiny(env={"ADT_PLUGIN_DISABLE": "1"}))
-
-
-def built(kind: str, folder: Path, source: Path = REPOSITORY) -> Path:
-    """Build an archive of the plugin (`wheel`, `editable` or `sdist`) and return its path."""
-    build = f"import hatchling.build as b; print(b.build_{kind}({str(folder)!r}))"
-    done = subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, text=True)
-    return folder / done.stdout.splitlines()[-1]
 
 
 def test_wheel_and_editable_install_both_carry_the_start_up_files(tmp_path: Path) -> None:
