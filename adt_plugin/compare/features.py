@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adt_plugin.core.discriminator.loaders import plain_processor
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.out_of_memory import OUT_OF_MEMORY, first_line
 from adt_plugin.core.run.files import write_atomically
@@ -58,7 +59,7 @@ class Embedder:
 
         auto: Any = transformers  # partly untyped
         try:
-            self.processor = auto.AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
+            self.processor = auto.AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **plain_processor())
             model = auto.AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise _not_loaded(name) from error

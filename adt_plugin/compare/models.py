@@ -21,6 +21,9 @@ CLIP_L, CLIP_G = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2
 CLIP_H = "stabilityai/stable-diffusion-2"
 T5 = "google/t5-v1_1-xxl"
 
+FEWEST_WORDS = 26
+"""Of a tokenizer that knows the letters at least."""
+
 PREFIXES = ("model.diffusion_model.", "first_stage_model.", "vae.")
 
 
@@ -80,12 +83,20 @@ def load_pipeline(flag: str, model: Model, parts: Parts, dtype: torch.dtype) -> 
     return pipeline
 
 
+def in_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Return the argument that asks diffusers for weights of a dtype; version 0.40 renamed it."""
+    import diffusers
+
+    renamed = tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 40)
+    return {"dtype" if renamed else "torch_dtype": dtype}
+
+
 def _load_folder(model: Model, parts: Parts, dtype: torch.dtype) -> Any:
     import diffusers
 
     without = {"safety_checker": None, "requires_safety_checker": False} if model.family.name == "sd" else {}
     kind = getattr(diffusers, model.family.pipeline)
-    return kind.from_pretrained(model.path, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **without)
+    return kind.from_pretrained(model.path, **in_dtype(dtype), use_safetensors=True, local_files_only=True, **without)
 
 
 # Single files of SD and SDXL: diffusers' own conversion, with configurations that need no network
@@ -112,7 +123,7 @@ def _from_single_file(model: Model, parts: Parts, dtype: torch.dtype, kind: str,
     with TemporaryDirectory() as temporary:
         folder = parts.config or write_configs(Path(temporary), configs.PIPELINES[kind])
         return getattr(diffusers, model.family.pipeline).from_single_file(
-            str(model.path), config=str(folder), torch_dtype=dtype, local_files_only=True, **given
+            str(model.path), config=str(folder), **in_dtype(dtype), local_files_only=True, **given
         )
 
 
@@ -268,7 +279,7 @@ def load_vae(path: Path, dtype: torch.dtype, scaling: float, shift: float | None
     from diffusers import AutoencoderKL
 
     if path.is_dir():
-        return AutoencoderKL.from_pretrained(path, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+        return AutoencoderKL.from_pretrained(path, **in_dtype(dtype), use_safetensors=True, local_files_only=True)
     return _vae_of(read(path), dtype, scaling, shift)
 
 
@@ -280,7 +291,7 @@ def _vae_of(tensors: Mapping[str, Tensor], dtype: torch.dtype, scaling: float, s
         config = sizes.vae_config(tensors, scaling, shift)
         folder = write_configs(Path(temporary), {"config.json": {"_class_name": "AutoencoderKL", **config}})
         prefixed = {f"first_stage_model.{key}": tensor for key, tensor in tensors.items()}
-        return AutoencoderKL.from_single_file(prefixed, config=str(folder), torch_dtype=dtype, local_files_only=True)
+        return AutoencoderKL.from_single_file(prefixed, config=str(folder), **in_dtype(dtype), local_files_only=True)
 
 
 def load_clip(tensors: dict[str, Tensor], dtype: torch.dtype, projection: bool) -> Any:
@@ -293,7 +304,10 @@ def load_clip(tensors: dict[str, Tensor], dtype: torch.dtype, projection: bool) 
         tensors.setdefault("text_projection.weight", torch.eye(config.hidden_size))
     else:
         tensors.pop("text_projection.weight", None)
-    return _filled((CLIPTextModelWithProjection if projection else CLIPTextModel)(config), tensors, dtype)
+    model: Any = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
+    if not hasattr(model, "text_model"):  # since transformers 5; files have the names from before
+        tensors = {key.removeprefix("text_model."): tensor for key, tensor in tensors.items()}
+    return _filled(model, tensors, dtype)
 
 
 def load_t5(tensors: dict[str, Tensor], dtype: torch.dtype) -> Any:
@@ -329,6 +343,8 @@ def tokenizer(name: str, parts: Parts) -> Any:
             found = kind.from_pretrained(local, local_files_only=True)
         else:
             found = kind.from_pretrained(name, **({"subfolder": "tokenizer"} if name == CLIP_H else {}))
+        if len(set(found.get_vocab()) - set(found.all_special_tokens)) < FEWEST_WORDS:
+            raise ValueError("it has no words")  # transformers 5 makes an empty one where it finds no files
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             f"the tokenizer {name} is not in the cache that sd-scripts fills when it trains such a model: train or sample once "

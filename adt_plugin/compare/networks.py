@@ -104,8 +104,20 @@ def places_of(pipeline: Any, family: str) -> dict[str, Place]:
     for prefix, part in TEXT_ENCODERS[family].items():
         encoder = getattr(pipeline, part, None)
         for name, layer in encoder.named_modules() if encoder is not None else ():
-            found[f"{prefix}_{name.replace('.', '_')}"] = Place((layer,))
+            for known in names_in_files(encoder, name):
+                found[f"{prefix}_{known.replace('.', '_')}"] = Place((layer,))
     return found
+
+
+def names_in_files(encoder: Any, name: str) -> set[str]:
+    """Return the names that a file may have for a text encoder's module.
+
+    transformers' CLIPTextModel keeps its layers in a `text_model` before version 5, and itself since.
+    """
+    if not type(encoder).__name__.startswith("CLIPTextModel"):
+        return {name}
+    bare = name.removeprefix("text_model.")
+    return {name, bare, f"text_model.{bare}"}
 
 
 def read_network(flag: str, path: Path) -> dict[str, Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -204,17 +206,25 @@ def dinov2(name: str) -> FrozenBackbone:
         KeyError: another size than those of `BACKBONES`.
     """
     from transformers import Dinov2Config, Dinov2Model
-    from transformers.modeling_utils import no_init_weights
 
     width, depth, heads = BACKBONES[name]
     sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
-    with no_init_weights():  # its truncated normals look at their own values, which a counted model does not have
+    with uninitialised():  # its truncated normals look at their own values, which a counted model does not have
         model = Dinov2Model(Dinov2Config(**sizes, patch_size=14, image_size=BACKBONE_PIXELS))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.02)
     blocks = four_blocks(depth)
     network = TokenGrids(model, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), blocks)
     return FrozenBackbone(network, [width] * len(blocks), 14, BACKBONE_PIXELS)
+
+
+def uninitialised() -> AbstractContextManager[None]:
+    """Return transformers' own way to build a model without initial weights; version 5 keeps it elsewhere."""
+    import transformers
+
+    old = int(transformers.__version__.split(".")[0]) < 5
+    module: Any = import_module("transformers.modeling_utils" if old else "transformers.initialization")
+    return module.no_init_weights()
 
 
 class LowRank(nn.Module):

@@ -23,6 +23,7 @@ from adt_plugin.core.errors import ConfigError
 from tinyhost.autoencoders import ldm_autoencoder
 from tinyhost.models import HostModel, TinyModel
 from tinyhost.sdxl_checkpoint import unet as sdxl_unet
+from tinyhost.text_encoders import own_tensors
 from tinyhost.weights import conv, random_weights, save, tensor_shapes
 
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
@@ -220,8 +221,8 @@ def sd_file(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     vae |= {"quant_conv": conv(8, 8, 1, 1), "post_quant_conv": conv(4, 4, 1, 1)}
     tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in ldm_state(pipeline.unet).items()}
     tensors |= {f"first_stage_model.{name}": tensor for name, tensor in random_weights(vae).items()}
-    encoder = pipeline.text_encoder.state_dict()
-    tensors |= {f"cond_stage_model.transformer.{name}": tensor.clone() for name, tensor in encoder.items()}
+    encoder = own_tensors(pipeline.text_encoder)
+    tensors |= {f"cond_stage_model.transformer.{name}": tensor for name, tensor in encoder.items()}
     return save(
         {key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path_factory.mktemp("file") / "sd.safetensors"
     )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from adt_plugin.compare.features import Embedder, FeatureCache
 from adt_plugin.compare.inputs import read_references
+from adt_plugin.core.discriminator.loaders import plain_processor
 from adt_plugin.core.errors import ConfigError
 
 
@@ -28,7 +29,7 @@ def paths(tiny_images: Path, tmp_path: Path) -> list[Path]:
 def test_the_vector_is_the_class_token_of_the_published_preprocessing(
     embedder: Embedder, paths: list[Path], tiny_dino: Path
 ) -> None:
-    processor = transformers.AutoImageProcessor.from_pretrained(tiny_dino, use_fast=False)
+    processor = transformers.AutoImageProcessor.from_pretrained(tiny_dino, **plain_processor())
     model = transformers.AutoModel.from_pretrained(tiny_dino)
     with torch.no_grad():
         theirs = model(**processor(images=Image.open(paths[0]), return_tensors="pt")).pooler_output

@@ -101,8 +101,13 @@ def test_sdxl_layers_under_latent_diffusions_names_are_what_diffusers_makes_of_t
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
 
 
+def text_model(encoder: Any) -> Any:
+    """What has a CLIP's layers: in transformers 5 the encoder itself, unless it has a projection."""
+    return getattr(encoder, "text_model", encoder)
+
+
 def test_the_attention_of_a_text_encoder_is_changed(loaded: Any, tmp_path: Path) -> None:
-    layer = loaded("sd").text_encoder.text_model.encoder.layers[1].self_attn.q_proj
+    layer = text_model(loaded("sd").text_encoder).encoder.layers[1].self_attn.q_proj
     before, name = layer.weight.detach().clone(), "lora_te_text_model_encoder_layers_1_self_attn_q_proj"
     path = write_network(tmp_path / "n.safetensors", {name: tuple(before.shape)})
     with merged(loaded("sd"), "sd", "--lora a", path):
@@ -167,7 +172,7 @@ def test_text_encoders_have_the_prefixes_of_sd_scripts(
     clip = "text_model_encoder_layers_0_mlp_fc1"
     names = [f"{prefix}_{clip}" for prefix in prefixes[:-1]] + [f"{prefixes[-1]}_encoder_block_0_layer_0_SelfAttention_q"]
     encoders = [encoder for name in PARTS[2:] if (encoder := getattr(pipeline, name, None)) is not None]
-    layers = [encoder.text_model.encoder.layers[0].mlp.fc1 for encoder in encoders[:-1]]
+    layers = [text_model(encoder).encoder.layers[0].mlp.fc1 for encoder in encoders[:-1]]
     layers.append(encoders[-1].encoder.block[0].layer[0].SelfAttention.q)
     path = write_network(
         tmp_path / "n.safetensors", {name: tuple(layer.weight.shape) for name, layer in zip(names, layers, strict=True)}

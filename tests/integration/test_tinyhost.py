@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, T5TokenizerFast
 
+from adt_plugin.core.discriminator.loaders import plain_processor
 from tinyhost import families, models, report, run, tokenizers, weights
 from tinyhost.models import TinyModel
 from tinyhost.run import TinyRun
@@ -276,7 +277,7 @@ def test_the_tiny_backbones_load_with_their_preprocessor(request: pytest.Fixture
     folder = request.getfixturevalue(fixture)
     output = AutoModel.from_pretrained(folder)(torch.zeros(2, 3, 56, 56), output_hidden_states=True)
     assert [tuple(hidden.shape) for hidden in output.hidden_states] == [(2, tokens, 32)] * 5
-    processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    processor = AutoImageProcessor.from_pretrained(folder, **plain_processor())
     assert (processor.image_mean, processor.image_std) == (models.IMAGENET_MEAN, models.IMAGENET_STD)
 
 

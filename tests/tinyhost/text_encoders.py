@@ -67,5 +67,6 @@ def write_parts(folder: Path, **parts: PreTrainedModel) -> None:
 
 
 def own_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The weights, also those that the model shares between two places, once for each."""
-    return {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    """The weights under published names, also those that the model shares between two places, once for each."""
+    flat = type(model).__name__ == "CLIPTextModel" and not hasattr(model, "text_model")  # since transformers 5
+    return {f"{'text_model.' * flat}{key}": tensor.clone() for key, tensor in model.state_dict().items()}

@@ -120,7 +120,7 @@ def load_transformers(name: str, blocks: Sequence[int] | None, dtype: torch.dtyp
     _refuse_adapter(auto, name)
     try:
         # Said explicitly: left out, transformers asks on the terminal whether to run a model's own code.
-        processor = auto.AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **_plain_processor(auto))
+        processor = auto.AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **plain_processor())
         model = auto.AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
@@ -137,9 +137,11 @@ def load_transformers(name: str, blocks: Sequence[int] | None, dtype: torch.dtyp
     return TokenGrids(model, processor.image_mean, processor.image_std, chosen, processor_size(processor)).to(dtype)
 
 
-def _plain_processor(transformers: Any) -> dict[str, Any]:
-    """Return how transformers before 5 is asked for image processors that need no torchvision; later ones choose well."""
-    return {"use_fast": False} if int(transformers.__version__.split(".")[0]) < 5 else {}
+def plain_processor() -> dict[str, Any]:
+    """Return the argument that asks transformers for image processors that need no torchvision; version 5 renamed it."""
+    import transformers
+
+    return {"use_fast": False} if int(transformers.__version__.split(".")[0]) < 5 else {"backend": "pil"}
 
 
 def _refuse_adapter(transformers: Any, name: str) -> None:
