@@ -106,9 +106,10 @@ def text_model(encoder: Any) -> Any:
     return getattr(encoder, "text_model", encoder)
 
 
-def test_the_attention_of_a_text_encoder_is_changed(loaded: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", ["text_model_", ""], ids=["trained with transformers 4", "trained with transformers 5"])
+def test_the_attention_of_a_text_encoder_is_changed(loaded: Any, tmp_path: Path, level: str) -> None:
     layer = text_model(loaded("sd").text_encoder).encoder.layers[1].self_attn.q_proj
-    before, name = layer.weight.detach().clone(), "lora_te_text_model_encoder_layers_1_self_attn_q_proj"
+    before, name = layer.weight.detach().clone(), f"lora_te_{level}encoder_layers_1_self_attn_q_proj"
     path = write_network(tmp_path / "n.safetensors", {name: tuple(before.shape)})
     with merged(loaded("sd"), "sd", "--lora a", path):
         assert torch.allclose(layer.weight, equation(before, load_file(path), name), atol=1e-6)
