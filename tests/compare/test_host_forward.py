@@ -34,7 +34,9 @@ Forward = Callable[[str], tuple[Path, dict[str, Tensor]]]
 
 @pytest.fixture(scope="module")
 def host_forward(host_dir: Path, tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Forward:
-    """A family's files and outputs, made by the host in one process."""
+    """A family's files and outputs, made by the host in one process; skips where its modules lie elsewhere, before v0.11."""
+    if not (host_dir / "library" / "model_io.py").is_file():
+        pytest.skip(f"{host_dir.name} has no library/model_io.py")
 
     @cache
     def run(family: str) -> tuple[Path, dict[str, Tensor]]:
