@@ -257,7 +257,8 @@ def page(cells: Sequence[Cell]) -> Iterator[str]:
     of_host, of_forks = ([cell for cell in cells if is_fork(cell) == of_fork] for of_fork in (False, True))
     combined = [cell for cell in of_host if cell["flag"]]
     yield INTRODUCTION
-    yield f"Run on {' and '.join(dates)}. A column is a commit of the host in one environment.\n"
+    days = " and ".join(filter(None, (", ".join(dates[:-1]), dates[-1])))
+    yield f"Run on {days}. A column is a commit of the host in one environment.\n"
     yield "## Environments\n"
     yield from environments(of_host)
     yield "\n## Trainers"

@@ -33,7 +33,7 @@ REFUSED = {
 REFUSED_WITH_DEEPSPEED = {
     ("zero_stage", 3): "partitions the weights themselves, at which sd-scripts' own trainers fail with or without --adt: take "
     "stage 1 or 2",
-    ("offload_optimizer_device", "nvme"): "is for ZeRO stage 3 alone: offload to the cpu",
+    ("offload_optimizer_device", "nvme"): "is for ZeRO stage 3 alone: take cpu",
     ("offload_param_device", "nvme"): "is for ZeRO stage 3 alone: leave it out",
     ("offload_param_device", "cpu"): "is for ZeRO stage 3 alone: leave it out",
 }
