@@ -47,7 +47,8 @@ WORDS = {"failed": "FAILS", "passed": "works", "missing": "not installed", "skip
 OF_A_COLUMN, OF_A_CELL = ("commit", "environment", "versions"), ("trainer", "flag", "found", "date")
 
 NOT_RUN = {
-    "`flux_train_network.py` on the newest packages": "fails in the plain host: transformers 5 leaves CLIP-L on the meta device",
+    "`flux_train_network.py` on the newest packages": "fails in the plain host: with transformers 5, CLIP-L stays on the meta "
+    "device",
     "`--full_fp16`": "accelerate refuses fp16 on a CPU; `--mixed_precision fp16` runs with a CPU's loss scaler in its place",
     "LoRA with several processes": "fails in the plain host on a CPU, but for `--deepspeed`; docs/reliability.md has what was "
     "tested",
