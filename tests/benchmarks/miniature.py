@@ -198,10 +198,13 @@ def paragraphs(results: dict[str, Any]) -> Iterator[str]:
     yield "## ADT against the others\n\nPaired over seeds: change of the Fréchet distance, and the exact sign-flip test's p."
     yield report.table(["against", *(f"{n} steps" for n in STEPS)], list(changes(results)))
     yield "## Trials\n\nOne run each on the validation split; the best of each group went on."
-    for name, cells in results["trials"].items():
-        found = [Cell.from_values(cell) for cell in cells]
-        head = [name, *(f"FD@{n}" for n in STEPS), *(f"well-formed@{n}" for n in JUDGED), "recall@10", "pixel FD@10", "steps"]
-        yield report.table(head, [trial_row(cell) for cell in found])
+    yield from (trials_table(results, name) for name in results["trials"])
+
+
+def trials_table(results: dict[str, Any], group: str) -> str:
+    """Return the table of a group of trials."""
+    head = [group, *(f"FD@{n}" for n in STEPS), *(f"well-formed@{n}" for n in JUDGED), "recall@10", "pixel FD@10", "steps"]
+    return report.table(head, [trial_row(Cell.from_values(cell)) for cell in results["trials"][group]])
 
 
 def summary(results: dict[str, Any]) -> str:
