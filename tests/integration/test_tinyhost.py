@@ -19,8 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, T5TokenizerFast
 
-from adt_plugin.core.discriminator.loaders import plain_processor
-from tinyhost import families, models, report, run, tokenizers, weights
+from tinyhost import families, models, report, run, tokenizers, true_size, weights
 from tinyhost.models import TinyModel
 from tinyhost.run import TinyRun
 from tinyhost.site import sitecustomize
@@ -81,7 +80,7 @@ def test_the_plain_host_trains_on_two_aspect_ratios(run_tiny: TinyRun, tiny_buck
 @pytest.mark.slow
 def test_the_plain_host_trains_a_lora_of_a_true_size_sdxl(run_tiny: TinyRun, tmp_path: Path) -> None:
     """Random weights of the real sizes (7 GB on disk, 12 GB of memory): a minute on a CPU."""
-    model = models.true_size_sdxl(tmp_path)
+    model = true_size.write_sdxl(tmp_path)
     precision = ("--mixed_precision", "bf16", "--full_bf16", "--gradient_checkpointing", "--sdpa")
     caches = ("--network_train_unet_only", "--cache_text_encoder_outputs", "--cache_latents")
     try:
@@ -252,18 +251,28 @@ def test_random_weights_follow_from_their_tree_and_seed() -> None:
     assert not torch.equal(tensors["pad"], weights.random_weights(tree, seed=1)["pad"])
 
 
-def test_weights_written_one_by_one_are_the_same_in_bf16(tmp_path: Path) -> None:
-    tree = {"layers": [weights.linear(4, 8), weights.norm(8)], "scale": ()}
-    written = load_file(weights.save_random(tree, tmp_path / "random.safetensors"))
+@pytest.mark.parametrize(("dtype", "near"), [("bfloat16", 0.01), ("float8_e4m3fn", 0.04)])
+def test_weights_written_one_by_one_are_like_the_others(
+    dtype: str, near: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "POOL", 997)  # every matrix comes round several times
+    tree = {"layers": [weights.linear(64, 64), weights.linear(64, 64), weights.norm(8)], "scale": ()}
+    written = load_file(weights.save_random(tree, tmp_path / "random.safetensors", dtype))
     expected = weights.random_weights(tree)
-    assert written.keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[key].bfloat16()) for key, tensor in written.items())
+    assert {key: tensor.shape for key, tensor in written.items()} == {key: tensor.shape for key, tensor in expected.items()}
+    assert {tensor.dtype for tensor in written.values()} == {getattr(torch, dtype)}
+    first, second = (written[f"layers.{i}.weight"].float() for i in range(2))
+    assert first.std().item() == pytest.approx(64**-0.5, rel=2 * near) and not torch.equal(first, second)
+    assert written["layers.0.bias"].float().std().item() == pytest.approx(0.02, rel=0.3)
+    assert torch.equal(written["layers.2.weight"].float(), torch.ones(8))
+    again = load_file(weights.save_random(tree, tmp_path / "again.safetensors", dtype))
+    assert all(torch.equal(tensor.float(), again[key].float()) for key, tensor in written.items())
 
 
 def test_a_model_that_does_not_fit_the_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e9))
+    monkeypatch.setattr(true_size.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e9))
     with pytest.raises(OSError, match=r"a random SDXL takes 7.0 GB, but .* has 1.0 GB free"):
-        models.true_size_sdxl(tmp_path)
+        true_size.write_sdxl(tmp_path)
 
 
 def test_a_script_that_no_family_knows_is_an_error() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from tinyhost import families
-from tinyhost.sdxl_checkpoint import sdxl
-from tinyhost.text_encoders import clip_sizes, clip_text_model
 from tinyhost.tokenizers import clip_tokenizer
-from tinyhost.weights import save_random
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -29,9 +25,6 @@ IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CAPTIONS = ("a red square", "a green disc", "a blue square", "a yellow disc")
 COLOURS = ("red", "green", "blue", "yellow")
 
-SD15_GIGABYTES, SDXL_GIGABYTES = 2.2, 7.0
-
-
 TinyModel = Callable[[str], "HostModel"]
 
 
@@ -39,7 +32,8 @@ TinyModel = Callable[[str], "HostModel"]
 class HostModel:
     """What a script of the host needs to load one model.
 
-    `family` is the family whose sizes the host is shrunk to; None leaves the host at its true sizes.
+    `family` is the family whose sizes the host is shrunk to, or a module of `tinyhost.true`, such as `true.flux`, which shrinks
+    the text encoders alone; None leaves the host as it is.
     """
 
     checkpoint: Path
@@ -106,41 +100,6 @@ def scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
-
-
-def true_size_sd15(folder: Path) -> HostModel:
-    """Write a random model with the sizes of Stable Diffusion 1.5, in fp16 (2.1 GB), for measurements of time and memory."""
-    from diffusers import UNet2DConditionModel
-
-    require_space(folder, "SD 1.5", SD15_GIGABYTES)
-    with seeded(0):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).half()
-        vae = autoencoder(block_out_channels=(128, 256, 512, 512), layers_per_block=2).half()
-        text_encoder = clip_text_model(clip_sizes(768, layers=12, heads=12, vocab_size=49408)).half()
-    checkpoint = save_stable_diffusion(folder / "sd15", unet, vae, text_encoder)
-    return true_size("sd", checkpoint)
-
-
-def true_size_sdxl(folder: Path) -> HostModel:
-    """Write a random model with the sizes of SDXL, in bf16 (6.9 GB, a single file), for measurements of time and memory."""
-    require_space(folder, "SDXL", SDXL_GIGABYTES)
-    return true_size("sdxl", save_random(sdxl(), folder / "sdxl.safetensors"))
-
-
-def true_size(family: str, checkpoint: Path) -> HostModel:
-    """A model of a family that leaves the host at its true sizes. Its tokenizers lie beside it."""
-    module = families.load(family)
-    tokenizers = checkpoint.parent / "tokenizers"
-    module.write_tokenizers(tokenizers)
-    return HostModel(checkpoint, tokenizers, module.NETWORK_MODULE)
-
-
-def require_space(folder: Path, name: str, gigabytes: float) -> None:
-    """Make the folder, or raise OSError if its disk is too small."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free / 1e9
-    if free < gigabytes:
-        raise OSError(f"a random {name} takes {gigabytes} GB, but {folder} has {free:.1f} GB free")
 
 
 # Frozen backbones of the discriminator

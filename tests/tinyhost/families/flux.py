@@ -6,13 +6,13 @@ literals.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 from tinyhost.autoencoders import autoencoder_weights, ldm_autoencoder
 from tinyhost.families import depth, file_arguments
-from tinyhost.text_encoders import clip_sizes, t5_sizes, with_sizes
+from tinyhost.text_encoders import Sizes, clip_sizes, t5_sizes, with_sizes
 from tinyhost.weights import Tree, linear, rms_norm
 
 SCRIPTS = ("flux_train_network.py", "flux_train.py")
@@ -27,6 +27,21 @@ VAE_CHANNELS = 32
 
 CLIP_L = clip_sizes(hidden_size=32)
 T5 = t5_sizes(d_model=32)
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """Sizes of a denoiser: widths of its tokens, a head, the text's tokens and the pooled vector; blocks of both kinds."""
+
+    hidden: int = HIDDEN_SIZE
+    head: int = HEAD_SIZE
+    context: int = T5["d_model"]
+    pooled: int = CLIP_L["hidden_size"]
+    doubles: int = DEPTH
+    singles: int = DEPTH
+
+
+TINY = Denoiser()
 
 SIZES = {"context_in_dim": T5["d_model"], "hidden_size": HIDDEN_SIZE, "num_heads": HEADS, "axes_dim": [8, 12, 12]}
 VAE_SIZES = {"ch": VAE_CHANNELS, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1}
@@ -44,10 +59,10 @@ def shrink_vae(flux_models: ModuleType) -> None:
         model.ae_params = replace(model.ae_params, **VAE_SIZES)
 
 
-def shrink_text_encoders(flux_utils: ModuleType) -> None:
-    """Give CLIP and T5 the sizes of the files that `write` makes."""
-    flux_utils.CLIPConfig = with_sizes(flux_utils.CLIPConfig, CLIP_L)
-    flux_utils.T5Config = with_sizes(flux_utils.T5Config, T5)
+def shrink_text_encoders(flux_utils: ModuleType, clip_l: Sizes = CLIP_L, t5: Sizes = T5) -> None:
+    """Give CLIP and T5 the sizes of the files that `write` makes, or those of others."""
+    flux_utils.CLIPConfig = with_sizes(flux_utils.CLIPConfig, clip_l)
+    flux_utils.T5Config = with_sizes(flux_utils.T5Config, t5)
 
 
 AFTER_IMPORT = {"library.flux_models": shrink_models, "library.flux_utils": shrink_text_encoders}
@@ -87,11 +102,15 @@ def write_denoiser(tree: Tree, folder: Path) -> Path:
 
 def write_companions(folder: Path) -> None:
     """Write the text encoders and the autoencoder."""
+    write_text_encoders(folder)
+    write_vae(folder)
+
+
+def write_text_encoders(folder: Path, clip_l: Sizes = CLIP_L, t5: Sizes = T5) -> None:
     from tinyhost import models, text_encoders
 
     with models.seeded(0):
-        text_encoders.write_parts(folder, clip_l=text_encoders.clip_text_model(CLIP_L), t5xxl=text_encoders.t5_encoder(T5))
-    write_vae(folder)
+        text_encoders.write_parts(folder, clip_l=text_encoders.clip_text_model(clip_l), t5xxl=text_encoders.t5_encoder(t5))
 
 
 def write_vae(folder: Path) -> None:
@@ -101,46 +120,41 @@ def write_vae(folder: Path) -> None:
     weights.save(autoencoder_weights(vae), folder / "ae.safetensors")
 
 
-def denoiser() -> Tree:
+def denoiser(sizes: Denoiser = TINY) -> Tree:
     """FLUX.1 [dev]: with an embedding of the guidance scale."""
+    inputs = {"time_in": 256, "guidance_in": 256, "vector_in": sizes.pooled}
     return {
-        **{
-            name: embedder(size)
-            for name, size in (("time_in", 256), ("guidance_in", 256), ("vector_in", CLIP_L["hidden_size"]))
-        },
-        **backbone(modulated=True),
+        **{name: embedder(size, sizes.hidden) for name, size in inputs.items()},
+        **backbone(modulated=True, sizes=sizes),
     }
 
 
-def backbone(modulated: bool) -> Tree:
+def backbone(modulated: bool, sizes: Denoiser = TINY) -> Tree:
     """What FLUX and Chroma have in common; Chroma's blocks have no modulations of their own."""
+    hidden, norms = sizes.hidden, head_norms(sizes.head)
 
     def modulation(name: str, vectors: int) -> Tree:
-        return {name: {"lin": linear(HIDDEN_SIZE, vectors * HIDDEN_SIZE)}} if modulated else {}
+        return {name: {"lin": linear(hidden, vectors * hidden)}} if modulated else {}
 
     def stream(name: str) -> Tree:
-        attention = {
-            "qkv": linear(HIDDEN_SIZE, 3 * HIDDEN_SIZE),
-            "norm": head_norms(),
-            "proj": linear(HIDDEN_SIZE, HIDDEN_SIZE),
-        }
-        mlp = [linear(HIDDEN_SIZE, 4 * HIDDEN_SIZE), {}, linear(4 * HIDDEN_SIZE, HIDDEN_SIZE)]
+        attention = {"qkv": linear(hidden, 3 * hidden), "norm": norms, "proj": linear(hidden, hidden)}
+        mlp = [linear(hidden, 4 * hidden), {}, linear(4 * hidden, hidden)]
         return {**modulation(f"{name}_mod", 6), f"{name}_attn": attention, f"{name}_mlp": mlp}
 
-    single = {"linear1": linear(HIDDEN_SIZE, 7 * HIDDEN_SIZE), "linear2": linear(5 * HIDDEN_SIZE, HIDDEN_SIZE)}
-    last = {"adaLN_modulation": [{}, linear(HIDDEN_SIZE, 2 * HIDDEN_SIZE)]} if modulated else {}
+    single = {"linear1": linear(hidden, 7 * hidden), "linear2": linear(5 * hidden, hidden)}
+    last = {"adaLN_modulation": [{}, linear(hidden, 2 * hidden)]} if modulated else {}
     return {
-        "img_in": linear(TOKEN_SIZE, HIDDEN_SIZE),
-        "txt_in": linear(T5["d_model"], HIDDEN_SIZE),
-        "double_blocks": [{**stream("img"), **stream("txt")} for _ in range(DEPTH)],
-        "single_blocks": [{**single, "norm": head_norms(), **modulation("modulation", 3)} for _ in range(DEPTH)],
-        "final_layer": {"linear": linear(HIDDEN_SIZE, TOKEN_SIZE), **last},
+        "img_in": linear(TOKEN_SIZE, hidden),
+        "txt_in": linear(sizes.context, hidden),
+        "double_blocks": [{**stream("img"), **stream("txt")} for _ in range(sizes.doubles)],
+        "single_blocks": [{**single, "norm": norms, **modulation("modulation", 3)} for _ in range(sizes.singles)],
+        "final_layer": {"linear": linear(hidden, TOKEN_SIZE), **last},
     }
 
 
-def embedder(inputs: int) -> Tree:
-    return {"in_layer": linear(inputs, HIDDEN_SIZE), "out_layer": linear(HIDDEN_SIZE, HIDDEN_SIZE)}
+def embedder(inputs: int, hidden: int) -> Tree:
+    return {"in_layer": linear(inputs, hidden), "out_layer": linear(hidden, hidden)}
 
 
-def head_norms() -> Tree:
-    return {"query_norm": rms_norm(HEAD_SIZE, "scale"), "key_norm": rms_norm(HEAD_SIZE, "scale")}
+def head_norms(size: int) -> Tree:
+    return {"query_norm": rms_norm(size, "scale"), "key_norm": rms_norm(size, "scale")}

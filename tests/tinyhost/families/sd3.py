@@ -5,12 +5,13 @@ The host reads the sizes of the denoiser from the checkpoint; those of the text 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from tinyhost.autoencoders import autoencoder_weights, ldm_autoencoder
 from tinyhost.families import depth, file_arguments
-from tinyhost.text_encoders import clip_sizes, t5_sizes, with_sizes
+from tinyhost.text_encoders import Sizes, clip_sizes, t5_sizes, with_sizes
 from tinyhost.weights import Tree, conv, linear
 
 SCRIPTS = ("sd3_train_network.py", "sd3_train.py")
@@ -27,10 +28,23 @@ CLIP_L, CLIP_G = clip_sizes(hidden_size=32), clip_sizes(hidden_size=64)
 T5 = t5_sizes(d_model=CONTEXT_SIZE)
 
 
-def shrink_clip(sd3_utils: ModuleType) -> None:
-    """Give both of the host's CLIPs the sizes of the files that `write` makes; it builds them one after the other."""
+@dataclass(frozen=True)
+class Denoiser:
+    """Sizes of a denoiser: the width of its tokens, its blocks, the side of its table of positions, the pooled vector."""
+
+    hidden: int = HIDDEN_SIZE
+    depth: int = DEPTH
+    positions: int = POSITIONS
+    pooled: int = CLIP_L["projection_dim"] + CLIP_G["projection_dim"]
+
+
+TINY = Denoiser()
+
+
+def shrink_clip(sd3_utils: ModuleType, clip_l: Sizes = CLIP_L, clip_g: Sizes = CLIP_G) -> None:
+    """Give both of the host's CLIPs the sizes of the files that `write` makes, or others; it builds one after the other."""
     config = sd3_utils.CLIPTextConfig
-    tiny = {768: CLIP_L, 1280: CLIP_G}
+    tiny = {768: clip_l, 1280: clip_g}
     sd3_utils.CLIPTextConfig = lambda **sizes: config(**(sizes | tiny[sizes["hidden_size"]]))
 
 
@@ -64,46 +78,50 @@ def arguments(folder: Path) -> tuple[str | Path, ...]:
 
 def write(folder: Path) -> Path:
     """Write a random tiny checkpoint with the denoiser and the VAE, the text encoders beside it, and return its path."""
-    from tinyhost import models, text_encoders, weights
+    from tinyhost import weights
 
-    with models.seeded(0):
-        text_encoders.write_parts(
-            folder,
-            clip_l=text_encoders.clip_text_model(CLIP_L, projection=True),
-            clip_g=text_encoders.clip_text_model(CLIP_G, projection=True),
-            t5xxl=text_encoders.t5_encoder(T5).half(),
-        )
+    write_text_encoders(folder)
     vae = autoencoder_weights(ldm_autoencoder((VAE_CHANNELS,) * 4, blocks=1, latent_channels=LATENT_CHANNELS))
     tensors = weights.random_weights({"model": {"diffusion_model": denoiser()}})
     tensors |= {f"first_stage_model.{key}": tensor for key, tensor in vae.items()}
     return weights.save(tensors, folder / "sd3.safetensors")
 
 
-def denoiser() -> Tree:
+def write_text_encoders(folder: Path, clip_l: Sizes = CLIP_L, clip_g: Sizes = CLIP_G, t5: Sizes = T5) -> None:
+    from tinyhost import models, text_encoders
+
+    with models.seeded(0):
+        text_encoders.write_parts(
+            folder,
+            clip_l=text_encoders.clip_text_model(clip_l, projection=True),
+            clip_g=text_encoders.clip_text_model(clip_g, projection=True),
+            t5xxl=text_encoders.t5_encoder(t5).half(),
+        )
+
+
+def denoiser(sizes: Denoiser = TINY) -> Tree:
     """MMDiT without query and key norms, as in SD3 medium. The last block's context leads nowhere but into its attention."""
-    pooled = CLIP_L["projection_dim"] + CLIP_G["projection_dim"]
-    last_context = {"attn": {"qkv": linear(HIDDEN_SIZE, 3 * HIDDEN_SIZE)}, "adaLN_modulation": modulation(2)}
+    hidden = sizes.hidden
+    last_context = {"attn": {"qkv": linear(hidden, 3 * hidden)}, "adaLN_modulation": modulation(hidden, 2)}
+    both = {"x_block": stream(hidden), "context_block": stream(hidden)}
     return {
-        "pos_embed": (1, POSITIONS**2, HIDDEN_SIZE),
-        "x_embedder": {"proj": conv(LATENT_CHANNELS, HIDDEN_SIZE, 2, 2)},
-        "t_embedder": {"mlp": [linear(256, HIDDEN_SIZE), {}, linear(HIDDEN_SIZE, HIDDEN_SIZE)]},
-        "y_embedder": {"mlp": [linear(pooled, HIDDEN_SIZE), {}, linear(HIDDEN_SIZE, HIDDEN_SIZE)]},
-        "context_embedder": linear(CONTEXT_SIZE, HIDDEN_SIZE),
-        "joint_blocks": [
-            *({"x_block": stream(), "context_block": stream()} for _ in range(DEPTH - 1)),
-            {"x_block": stream(), "context_block": last_context},
-        ],
-        "final_layer": {"linear": linear(HIDDEN_SIZE, 4 * LATENT_CHANNELS), "adaLN_modulation": modulation(2)},
+        "pos_embed": (1, sizes.positions**2, hidden),
+        "x_embedder": {"proj": conv(LATENT_CHANNELS, hidden, 2, 2)},
+        "t_embedder": {"mlp": [linear(256, hidden), {}, linear(hidden, hidden)]},
+        "y_embedder": {"mlp": [linear(sizes.pooled, hidden), {}, linear(hidden, hidden)]},
+        "context_embedder": linear(CONTEXT_SIZE, hidden),
+        "joint_blocks": [both] * (sizes.depth - 1) + [{"x_block": stream(hidden), "context_block": last_context}],
+        "final_layer": {"linear": linear(hidden, 4 * LATENT_CHANNELS), "adaLN_modulation": modulation(hidden, 2)},
     }
 
 
-def stream() -> Tree:
+def stream(hidden: int) -> Tree:
     return {
-        "attn": {"qkv": linear(HIDDEN_SIZE, 3 * HIDDEN_SIZE), "proj": linear(HIDDEN_SIZE, HIDDEN_SIZE)},
-        "mlp": {"fc1": linear(HIDDEN_SIZE, 4 * HIDDEN_SIZE), "fc2": linear(4 * HIDDEN_SIZE, HIDDEN_SIZE)},
-        "adaLN_modulation": modulation(6),
+        "attn": {"qkv": linear(hidden, 3 * hidden), "proj": linear(hidden, hidden)},
+        "mlp": {"fc1": linear(hidden, 4 * hidden), "fc2": linear(4 * hidden, hidden)},
+        "adaLN_modulation": modulation(hidden, 6),
     }
 
 
-def modulation(vectors: int) -> Tree:
-    return [{}, linear(HIDDEN_SIZE, vectors * HIDDEN_SIZE)]
+def modulation(hidden: int, vectors: int) -> Tree:
+    return [{}, linear(hidden, vectors * hidden)]

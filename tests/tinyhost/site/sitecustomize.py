@@ -12,6 +12,7 @@ These things happen, each right after the module concerned has been executed, an
 * `deepspeed.*`: the collective operations of its own, which it compiles for minutes when it first starts on a CPU, are left
   out, and gloo takes their place; with `TINYHOST_FP16`, fp16, which it refuses on most CPUs, starts from that scale.
 * `library.*`: if `TINYHOST_FAMILY` names a family, the host's size constants are shrunk by that family's `AFTER_IMPORT`.
+  A name such as `true.flux` is a module of the kit whose `AFTER_IMPORT` shrinks the text encoders alone.
 
 If `TINYHOST_PEAK` names a file, the process writes into it, as it ends, the most memory that PyTorch held on a card.
 
@@ -144,13 +145,16 @@ FP16_ACTIONS: Mapping[str, Action] = {
 
 
 def family_actions(name: str) -> dict[str, Action]:
-    """`AFTER_IMPORT` of families/<name>.py. The kit is loaded by path, so that nothing of it enters `sys.path`."""
+    """`AFTER_IMPORT` of families/<name>.py, or of true/<name>.py for `true.<name>`.
+
+    The kit is loaded by path, so that nothing of it enters `sys.path`.
+    """
     from importlib.util import module_from_spec, spec_from_file_location
 
     spec = spec_from_file_location("tinyhost", KIT / "__init__.py", submodule_search_locations=[str(KIT)])
     sys.modules["tinyhost"] = package = module_from_spec(spec)
     spec.loader.exec_module(package)
-    return import_module(f"tinyhost.families.{name}").AFTER_IMPORT
+    return import_module(f"tinyhost.{name if '.' in name else f'families.{name}'}").AFTER_IMPORT
 
 
 def install(family: str | None = None) -> AfterImport:
@@ -170,11 +174,12 @@ def install(family: str | None = None) -> AfterImport:
 
 
 def write_peak(path: str) -> None:
-    """Write the most memory that this process's PyTorch held on a CUDA device, in GiB; nothing where it never used one."""
+    """Write which CUDA device this process used, and the most memory that PyTorch held there, in GiB; nothing without one."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         held, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        Path(path).write_text(json.dumps({"peak_gib": held / 2**30, "reserved_gib": reserved / 2**30}))
+        device = f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
+        Path(path).write_text(json.dumps({"device": device, "peak_gib": held / 2**30, "reserved_gib": reserved / 2**30}))
 
 
 if __name__ == "sitecustomize":
