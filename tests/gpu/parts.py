@@ -19,10 +19,17 @@ CARDS = (8, 12, 16, 24)
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement: its name, and what makes it."""
+    """One measurement.
+
+    Attributes:
+        name: among those of its part.
+        run: makes it.
+        minutes: that it is expected to take on a large card, by the counted operations and the time to start; not measured.
+    """
 
     name: str
     run: Callable[[Setting], Result]
+    minutes: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Part:
 def check_cells(setting: Setting) -> Iterator[Cell]:
     """`gpu-check` on every model that has a preset; in miniature on the tiny one."""
     for model in ("sd15",) if setting.miniature else ("sd15", "sdxl", "sd3"):
-        yield Cell(model, lambda setting, model=model: gpu_check(setting, model))
+        yield Cell(model, lambda setting, model=model: gpu_check(setting, model), minutes=2.5)
 
 
 def gpu_check(setting: Setting, model: str) -> Result:
@@ -79,10 +86,10 @@ def sd15_cells(setting: Setting) -> Iterator[Cell]:
             yield host_cell(label, "train_network.py", "sd15", arguments, adt=name != "plain")
 
 
-def host_cell(name: str, script: str, family: str, options: tuple[str, ...], **keywords: bool) -> Cell:
+def host_cell(name: str, script: str, family: str, options: tuple[str, ...], minutes: float = 1.0, **keywords: bool) -> Cell:
     """Return a cell that runs a script of the host; arguments as for `host_run`."""
     label = f"{script.removesuffix('.py')} {family} {name}"
-    return Cell(name, lambda setting: host_run(setting, label, script, family, options, **keywords))
+    return Cell(name, lambda setting: host_run(setting, label, script, family, options, **keywords), minutes)
 
 
 def sd15_ways(setting: Setting) -> dict[str, tuple[str, ...]]:
@@ -100,9 +107,8 @@ def sd15_ways(setting: Setting) -> dict[str, tuple[str, ...]]:
 def preset_cells(setting: Setting) -> Iterator[Cell]:
     """SDXL LoRA at 1024 with the preset of every card, its peak against the card; and without the plugin."""
     for card in CARDS[:1] if setting.miniature else CARDS:
-        yield Cell(f"{card} GB", lambda setting, card=card: preset_run(setting, card, adt=True))
-        if not setting.miniature:
-            yield Cell(f"{card} GB plain", lambda setting, card=card: preset_run(setting, card, adt=False))
+        yield Cell(f"{card} GB", lambda setting, card=card: preset_run(setting, card, adt=True), minutes=1.2)
+        yield Cell(f"{card} GB plain", lambda setting, card=card: preset_run(setting, card, adt=False))
 
 
 def preset_run(setting: Setting, card: int, adt: bool) -> Result:
@@ -111,21 +117,33 @@ def preset_run(setting: Setting, card: int, adt: bool) -> Result:
     prompts = str(preset.parent / "sample_prompts_1024.txt")  # the presets name it as it lies beside them
     options = ("--config_file", str(preset), "--no_half_vae", "--save_precision", "bf16", "--sample_prompts", prompts)
     label = f"preset {card} {'adt' if adt else 'plain'}"
+    options += ("--logging_dir", str(setting.place("logs") / label))  # the presets' own would lie in the host's folder
     found = host_run(setting, label, "sdxl_train_network.py", "sdxl", options, adt)
     if "peak_gib" in found:
         found["fits"] = found["peak_gib"] * 2**30 < card * 1e9
     return found
 
 
+FLOW = ("--network_train_unet_only", "--cache_text_encoder_outputs", "--cache_latents", "--mixed_precision", "bf16")
+FLOW += ("--gradient_checkpointing", *SDPA)
+FLUX_WAYS = {"fp8": ("--fp8_base",), "fp8 swap": ("--fp8_base", "--blocks_to_swap", "18")}
+"""In fp8 as for smaller cards, and with the blocks on their way between the card and the computer's memory as well."""
+
+
 def flow_cells(setting: Setting) -> Iterator[Cell]:
-    """SD3 and FLUX: the host's own scripts on tiny models, for their devices; turns of true size on the workbench."""
-    cached = ("--cache_text_encoder_outputs", "--network_train_unet_only", "--mixed_precision", "bf16")
+    """SD3 and FLUX LoRAs at 1024, denoiser and autoencoder of true size; then on tiny models; turns on the workbench."""
+    flux = list(FLUX_WAYS.items())[: 1 if setting.miniature else None]  # a CPU has nothing to swap with
+    ways = [("sd3", "", (), 1.2), *(("flux", f" {name}", options, 2.0) for name, options in flux)]
+    for family, name, options, minutes in ways:
+        for kind in ("adt", "plain"):
+            script, label = f"{family}_train_network.py", f"{family}{name} {kind}"
+            yield host_cell(label, script, family, (*FLOW, *options), minutes, adt=kind == "adt")
     for family in ("sd3", "flux"):
         script, model = f"{family}_train_network.py", "tiny" if setting.miniature else family
-        yield host_cell(f"{family} tiny", script, family, cached, adt=True, tiny=True)
-        if not setting.miniature:  # the host swaps blocks between a card and the computer's memory
-            yield host_cell(f"{family} tiny swap", script, family, (*cached, "--blocks_to_swap", "1"), adt=True, tiny=True)
-        yield Cell(f"{family} measured", lambda setting, model=model: measured(setting, model, one_graph=False))
+        if not setting.miniature:
+            yield host_cell(f"{family} tiny", script, family, FLOW, 0.6, adt=True, tiny=True)
+            yield host_cell(f"{family} tiny swap", script, family, (*FLOW, "--blocks_to_swap", "1"), 0.6, adt=True, tiny=True)
+        yield Cell(f"{family} measured", lambda setting, model=model: measured(setting, model, one_graph=False), minutes=2)
 
 
 def full_cells(setting: Setting) -> Iterator[Cell]:
@@ -135,9 +153,9 @@ def full_cells(setting: Setting) -> Iterator[Cell]:
     options += ("--gradient_checkpointing", "--cache_latents", "--no_half_vae", "--cache_text_encoder_outputs")
     fused = (*options, "--fused_backward_pass")
     if not setting.miniature:
-        yield host_cell("plain fused", "sdxl_train.py", "sdxl", fused, adt=False)
-        yield host_cell("adt fused", "sdxl_train.py", "sdxl", fused, adt=True)
-    yield host_cell("adt", "sdxl_train.py", "sdxl", options, adt=True)
+        yield host_cell("plain fused", "sdxl_train.py", "sdxl", fused, 1.5, adt=False)
+        yield host_cell("adt fused", "sdxl_train.py", "sdxl", fused, 1.5, adt=True)
+    yield host_cell("adt", "sdxl_train.py", "sdxl", options, 1.5, adt=True)
 
 
 # 6: cost, measured
@@ -146,9 +164,9 @@ def full_cells(setting: Setting) -> Iterator[Cell]:
 def cost_cells(setting: Setting) -> Iterator[Cell]:
     """A plain step, its parts, turns replayed and with kept graphs, and the whole unroll in one graph; then all tables."""
     for model in ("tiny",) if setting.miniature else ("sd15", "sdxl", "sd3"):
-        yield Cell(model, lambda s, model=model: measured(s, model))
+        yield Cell(model, lambda s, model=model: measured(s, model), minutes=2)
     if not setting.miniature:
-        yield Cell("tables", cost_tables)
+        yield Cell("tables", cost_tables, minutes=20)
 
 
 def measured(setting: Setting, model: str, one_graph: bool = True) -> Result:
@@ -199,22 +217,37 @@ def cost_tables(setting: Setting) -> Result:
 def effect_cells(setting: Setting) -> Iterator[Cell]:
     """One cell a seed: the base, plain training and ADT from it, scored alike."""
     for seed in range(1 if setting.miniature else 3):
-        yield Cell(f"seed {seed}", lambda s, seed=seed: effect(s, seed))
+        yield Cell(f"seed {seed}", lambda s, seed=seed: effect(s, seed), minutes=15)
 
 
 def effect(setting: Setting, seed: int) -> Result:
     from gpu.effect import FULL, SMALLEST, compare
 
-    return compare(SMALLEST if setting.miniature else FULL, setting.device, seed, setting.out / "effect")
+    return compare(SMALLEST if setting.miniature else FULL, setting.device, seed, setting.place("effect"))
 
 
 PARTS = {
     "1-gpu-check": Part(10, check_cells),
     "2-sd15": Part(25, sd15_cells),
     "3-sdxl-presets": Part(25, preset_cells),
-    "4-flow": Part(15, flow_cells),
+    "4-flow": Part(20, flow_cells),
     "5-sdxl-full": Part(15, full_cells),
     "6-cost": Part(40, cost_cells),
     "7-effect": Part(60, effect_cells),
 }
 """By the name of their folder, in the order of what their results are worth."""
+
+FIRST = (
+    ("1-gpu-check", "sdxl"),
+    ("3-sdxl-presets", "24 GB"),
+    ("3-sdxl-presets", "24 GB plain"),
+    ("2-sd15", "bf16 adt"),
+    ("2-sd15", "bf16 plain"),
+    ("4-flow", "flux fp8 adt"),
+    ("4-flow", "flux fp8 plain"),
+    ("4-flow", "sd3 adt"),
+    ("4-flow", "sd3 plain"),
+    ("4-flow", "flux fp8 swap adt"),
+)
+"""What is run before all else: one run of every model with the plugin and without, for a card that is there for a quarter of an
+hour."""

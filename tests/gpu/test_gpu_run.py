@@ -10,9 +10,10 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 
-from gpu import parts, run
+from gpu import hosts, parts, run, tables
 from gpu.parts import PARTS, Cell, Part, Setting
 from tinyhost.run import REPOSITORY
 
@@ -65,8 +66,12 @@ def test_the_parts_that_run_the_host(part: str, host_dir: Path, tmp_path: Path) 
     run.main([str(tmp_path), "--miniature", "--device", "cpu", "--parts", part])
     cells = results(tmp_path)
     assert cells and all(cell["status"] == "done" for cell in cells.values()), cells
-    found = {name: cell["result"] for name, cell in cells.items() if "measured" not in name}
+    found = {name: cell["result"] for name, cell in cells.items() if "measured" not in name and "plain" not in name}
     assert found and all(result["turns"] > 0 and result["skipped"] == 0 for result in found.values())
+    plain = [cell["result"] for name, cell in cells.items() if "plain" in name]
+    assert all("turns" not in result and result["step_seconds"] > 0 for result in plain)
+    assert not list(tmp_path.glob("host/**/*.safetensors")) and list(tmp_path.glob("host/*/*-adt.jsonl"))
+    assert (part in ("3-sdxl-presets", "4-flow")) == bool(plain) == ("sd-scripts' own" in (tmp_path / "card.md").read_text())
     assert (part == "4-flow") == any(cell["result"].get("turn_low", 0) > 0 for cell in cells.values())
 
 
@@ -113,24 +118,103 @@ def test_a_part_ends_with_its_time_and_goes_on_at_the_next_call(monkeypatch: pyt
     assert ran == ["first", "second"]
 
 
-def test_a_cell_has_a_process_of_its_own_and_a_limit_of_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Not in miniature; a process that ends without a result, as a killed one, is a failure."""
-    setting = Setting(tmp_path, "cpu", miniature=False)
-    calls = []
+def instead_of_a_cell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> None:
+    """Let `run_apart` start a shell script, which gets the cell's arguments."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
 
-    def process(command: list[str], timeout: float, stdin: int) -> subprocess.CompletedProcess[str]:
-        calls.append((command[-3:], timeout))
-        if timeout < 1:
-            raise subprocess.TimeoutExpired(command, timeout)
-        return subprocess.CompletedProcess(command, -9)
 
-    monkeypatch.setattr(subprocess, "run", process)
-    cell = Cell("x", lambda setting: {})
-    for limit, status in ((5.0, "failed"), (0.5, "too long")):
-        path = tmp_path / f"{limit}.json"
-        run.run_apart(setting, "0-fake", cell, path, [], limit)
-        assert json.loads(path.read_text())["status"] == status
-    assert calls[0] == (["--cell", "0-fake", "x"], 5.0)
+def test_a_cell_whose_process_ends_without_a_result_has_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    instead_of_a_cell(monkeypatch, tmp_path, f'echo "$@" > {tmp_path}/told; kill -9 $$')
+    run.run_apart("0-fake", Cell("x", lambda setting: {}), tmp_path / "x.json", ["out"], 50)
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert (found["status"], found["error"]) == ("failed", "its process ended with -9")
+    assert (tmp_path / "told").read_text().split()[2:] == ["out", "--limit", "50", "--cell", "0-fake", "x"]
+
+
+def test_with_a_cell_that_takes_too_long_ends_what_it_has_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The host leads a group of its own, and would go on to hold the card."""
+    instead_of_a_cell(monkeypatch, tmp_path, f"setsid sleep 600 & echo $! > {tmp_path}/host; wait")
+    run.run_apart("0-fake", Cell("x", lambda setting: {}), tmp_path / "x.json", [], 2)
+    assert json.loads((tmp_path / "x.json").read_text())["status"] == "too long"
+    gone = [psutil.Process(int(pid)) for pid in (tmp_path / "host").read_text().split() if psutil.pid_exists(int(pid))]
+    assert not psutil.wait_procs(gone, timeout=30)[1]
+
+
+def test_cells_that_are_worth_most_come_first_and_long_ones_are_passed_over_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran, clock = [], iter(range(0, 10_000, 60))
+
+    def cell(name: str, minutes: float) -> Cell:
+        return Cell(name, lambda setting: ran.append(name) or {}, minutes)
+
+    cells = [cell("a", 1), cell("b", 9), cell("c", 1), cell("d", 1)]
+    monkeypatch.setitem(PARTS, "0-fake", Part(60, lambda setting: cells))
+    monkeypatch.setattr(run, "FIRST", (("0-fake", "c"),))
+    monkeypatch.setattr(run.time, "monotonic", lambda: float(next(clock)))
+    call(tmp_path, "--minutes", "9")
+    assert ran == ["c", "a"]
+    assert "0-fake/b: takes about 9 minutes, which are more than are left" in capsys.readouterr().out
+    call(tmp_path, "--plan")
+    assert [line.split() for line in capsys.readouterr().out.splitlines()][2] == ["11.0", "9.0", "0-fake/b"]
+
+
+def test_a_run_that_is_cut_off_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told = b"loading\nsteps: 1/30 [00:40<\rsteps: 2/30 [01:20<\n"
+
+    def late(*arguments: object, timeout: float, **keywords: object) -> None:
+        raise subprocess.TimeoutExpired("train_network.py", timeout, output=b"", stderr=told)
+
+    monkeypatch.setattr(hosts, "run_host", late)
+    monkeypatch.setattr(hosts, "find_host", lambda: tmp_path)
+    setting = Setting(tmp_path / "out", "cpu", miniature=True, scratch=tmp_path / "scratch", limit=60)
+    with pytest.raises(RuntimeError, match=r"took longer than 55 s\nloading\nsteps: 2/30 \[01:20<$"):
+        hosts.host_run(setting, "x", "train_network.py", "sd15", (), adt=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_runs_pace_is_told_from_its_progress_bar_without_its_first_steps() -> None:
+    caching = "100%|##| 4/4 [00:01<00:00,  3.10it/s]\n"
+    bars = ["1/10 [00:09<01:21,  9.00s/it", "5/10 [00:15<00:15,  3.00s/it, avr_loss=0.1", "10/10 [00:20<00:00,  2.00s/it"]
+    log = caching + "\r".join(f"steps: |# | {bar}]" for bar in bars)
+    assert hosts.pace(log) == {"step_seconds": 2.0, "later_step_seconds": 1.0}
+    assert hosts.pace("steps: 2/2 [00:01<00:00,  4.00it/s]") == {"step_seconds": 0.25}
+    assert hosts.pace("nothing") == {}
+
+
+# What becomes of it
+
+
+def test_the_tables_set_runs_beside_their_plain_ones(tmp_path: Path) -> None:
+    plain = {"peak_gib": 5.0, "step_seconds": 9.0, "later_step_seconds": 0.5, "device": "A card, PyTorch 2"}
+    adt = plain | {"peak_gib": 5.5, "later_step_seconds": 2.0, "turns": 26, "skipped": 0, "reserved_gib": 6.0}
+    cells = {"bf16 plain": plain, "bf16 adt": adt, "bf16 swap plain": plain, "bf16 swap adt": adt, "fp16 adt": adt}
+    results = {name: {"status": "done", "seconds": 1, "result": result} for name, result in cells.items()}
+    bad = {"one": {"status": "failed", "seconds": 1, "error": "Traceback\nRuntimeError: no | card"}}
+    check = {"status": "done", "seconds": 1, "result": {"findings": [{"part": "device", "good": True, "said": "A card"}]}}
+    tables.write_tables(tmp_path, {"2-sd15": results, "3-x": bad, "1-gpu-check": {"sdxl": check}, "4-flow": {}})
+    said = (tmp_path / "card.md").read_text().splitlines()
+    assert "| 2-sd15 bf16 adt | 0.5 | 2 | 1.5 | 1.3 | 5 | 5.5 | 6 | 26 | 0 |" in said
+    assert "| 2-sd15 fp16 adt | - | 2 | - | - | - | 5.5 | 6 | 26 | 0 |" in said
+    assert sum(line.startswith("| 2-sd15") for line in said) == 3
+    assert "| 3-x | one | failed | RuntimeError: no / card |" in said and "| sdxl | device | ok | A card |" in said
+    assert "A card, PyTorch 2." in said
+    assert json.loads((tmp_path / "card.json").read_text())["2-sd15"]["fp16 adt"]["result"] == adt
+    assert tables.partner("bf16 swap adt", cells) == "bf16 swap plain" and tables.partner("adt", cells) == ""
+
+
+def test_what_comes_first_is_there_and_takes_a_quarter_of_an_hour(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, "cuda", miniature=False)
+    cells = {(part, cell.name): cell for part in PARTS for cell in PARTS[part].cells(setting)}
+    assert sum(cells[key].minutes for key in parts.FIRST) <= 15.5
+    assert {key for key, _ in parts.FIRST} == {"1-gpu-check", "2-sd15", "3-sdxl-presets", "4-flow"}
+    written = (REPOSITORY / "tests" / "gpu" / "README.md").read_text(encoding="utf-8")
+    for name, part in PARTS.items():
+        expected = sum(cell.minutes for cell in part.cells(setting))
+        assert f"| {name} | {expected:.0f} |" in written, f"| {name} | {expected:.0f} |"
 
 
 def test_an_unknown_part_is_named(tmp_path: Path) -> None:

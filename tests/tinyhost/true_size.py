@@ -2,9 +2,9 @@
 
 `write_sd15`, `write_sdxl`, `write_sd3` and `write_flux` write one into a folder and return what the host's scripts need of it;
 `written` returns that of a folder that is filled already. Of SD3 and FLUX the denoiser and the autoencoder are of true size;
-their text encoders, 5 billion weights, are tiny ones whose outputs have the true widths and lengths. Once these are cached, with
-`--cache_text_encoder_outputs --network_train_unet_only`, no step calls a text encoder, so that what these cost is no part of a
-step. What caching costs is in no such run.
+their text encoders, 5 billion weights, are tiny ones whose outputs have the true widths and lengths. With
+`--cache_text_encoder_outputs --network_train_unet_only` no step calls a text encoder, so that what these cost is no part of a
+step. What it costs to cache their outputs is in no such run.
 """
 
 from __future__ import annotations
