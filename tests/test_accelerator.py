@@ -18,5 +18,5 @@ TESTS = Path(__file__).parent
 )
 def test_everything_runs_on_a_device_that_is_not_the_cpu() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", TESTS / "accelerator"]
-    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -161,18 +161,23 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 def precisions(subject: Subject) -> Result:
     """Make a turn with the denoiser in each precision."""
-    norms: dict[str, float] = {}
+    norms = {}
     for dtype in ("fp32", "bf16", "fp16"):
-        bench = prepared(replace(subject.small, dtype=dtype), subject.config, subject.device)
-        gradient, report = gradient_of_a_turn(bench, subject.config, scale=1024.0 if dtype == "fp16" else 1.0)
-        norms[dtype] = 0.0 if report.skipped else float(gradient.norm())
-        del bench
+        norms[dtype] = norm_in(subject, dtype)
+        gc.collect()  # a workbench refers to itself, and two do not fit on a small card
     good = [dtype for dtype, norm in norms.items() if norm > 0 and math.isfinite(norm)]
     bad = [dtype for dtype in norms if dtype not in good]
     said = f"turns in {', '.join(good) or 'no precision'} give a finite gradient" + (
         f"; not in {', '.join(bad)}." if bad else "."
     )
     return not bad, said, norms
+
+
+def norm_in(subject: Subject, dtype: str) -> float:
+    """Return the norm of a turn's gradient with the denoiser in this precision; 0 where the turn was skipped."""
+    bench = prepared(replace(subject.small, dtype=dtype), subject.config, subject.device)
+    gradient, report = gradient_of_a_turn(bench, subject.config, scale=1024.0 if dtype == "fp16" else 1.0)
+    return 0.0 if report.skipped else float(gradient.norm())
 
 
 def offload(subject: Subject) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -253,6 +254,7 @@ def run_sweep(store: CellStore, device: torch.device, repeats: int) -> None:
                 store.get_or_run(label, settings[label], partial(asdict, measured))
                 print(label, flush=True)
             del bench
+            gc.collect()  # it refers to itself, and a card may not hold two
 
 
 def as_base(stored: dict[str, Any]) -> Base:

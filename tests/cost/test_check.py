@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from adt_plugin.cost import check
 from adt_plugin.cost.check import PARTS, Finding, Subject, findings, verdict
 from adt_plugin.cost.check_cli import TINY, check_main, check_parser, miniature, subject_of
 from adt_plugin.cost.cli import with_config_file
-from adt_plugin.cost.measure import Measured
+from adt_plugin.cost.measure import Measured, prepared
+from adt_plugin.cost.workbench import Workbench
 
 TRIED = ["gpu-check", "--device", "cpu", "--tiny", "--repeats", "1", "--adt_steps", "2"]
 
@@ -93,6 +95,20 @@ def test_gradients_that_disagree_are_found(part: str, monkeypatch: MonkeyPatch) 
     monkeypatch.setattr(check, "relative", lambda found, expected: 0.5)
     good, _, numbers = PARTS[part](subject())
     assert not good and numbers["error"] == 0.5
+
+
+def test_a_small_card_holds_one_precision_at_a_time(monkeypatch: MonkeyPatch) -> None:
+    alive: list[weakref.ref[torch.nn.Module]] = []
+
+    def prepared_alone(*arguments: object) -> Workbench:
+        assert not any(bench() for bench in alive)
+        bench = prepared(*arguments)
+        alive.append(weakref.ref(bench.network))
+        return bench
+
+    monkeypatch.setattr(check, "prepared", prepared_alone)
+    good, _, norms = check.precisions(subject())
+    assert good and len(norms) == len(alive) == 3
 
 
 def test_the_users_own_file_is_what_is_measured(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 A class-conditional denoiser is trained with the diffusion loss; from there plain training and ADT go on for the same number of
 optimizer steps, over the same batches. All three are sampled from the same noise and scored by a classifier that none of them
-saw. Everything that is trained lies below `folder` and is not trained twice.
+saw. The base lies below `folder`, is not trained twice, and goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.diffusion.samplers import Sampler, build_sampler
 from adt_plugin.core.discriminator import Discriminator, FrozenBackbone
+from adt_plugin.core.run.files import replacement
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.demo.data import CLASSES, Digits, load_splits
 from adt_plugin.demo.diffusion import alphas_cumprod
@@ -28,6 +30,10 @@ from benchmarks.beds.pictures import render
 
 PIXELS = 2
 """Of the image to one latent: latents are the image's own pixels, two by two, so that no autoencoder stands between."""
+
+
+SAVED_EVERY = 1000
+"""Steps of the base's training: a card may go away before its end."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,21 @@ class Loop:
             torch.cuda.synchronize()
         return time.monotonic() - began
 
+    def save(self, path: Path, done: int) -> None:
+        """Write everything that the next step needs, and how many there were; whole or not at all."""
+        state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"generator": self.generator.get_state(), "done": done}
+        with replacement(path) as file:
+            torch.save(tree_map_only(Tensor, lambda tensor: tensor.cpu(), state), file)
+
+    def restore(self, path: Path) -> int:
+        """Go on where `save` was; returns how many steps there were."""
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        return int(state["done"])
+
     def diffusion(self, clean: Tensor, classes: Tensor) -> None:
         """Put the gradient of the diffusion loss into the parameters."""
         timesteps = torch.randint(len(self.alphas), (len(clean),), generator=self.generator)
@@ -214,6 +235,17 @@ def scores(network: nn.Module, size: Size, metric: Features, real: Tensor, devic
     return found
 
 
+def train_base(loop: Loop, size: Size, images: Tensor, labels: Tensor, path: Path) -> float:
+    """Train the base, from where an interrupted call has left it; returns the seconds of this one."""
+    done, seconds = loop.restore(path) if path.exists() else 0, 0.0
+    while done < size.base_steps:
+        steps = min(SAVED_EVERY, size.base_steps - done)
+        seconds += loop.run(size, images, labels, steps)
+        done += steps
+        loop.save(path, done)
+    return seconds
+
+
 def compare(size: Size, device_name: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train base, plain and ADT with one seed and score all three against images that none of them saw."""
     device, splits = torch.device(device_name), load_splits()
@@ -222,14 +254,8 @@ def compare(size: Size, device_name: str, seed: int, folder: Path) -> dict[str, 
     metric = train_classifier(size, real, classes, 32, seed=100)
     backbone = train_classifier(size, images, labels, 24, seed=200)
     torch.manual_seed(seed)
-    base, path = unet(size).to(device), folder / f"base-{seed}.pt"
-    took: dict[str, float] = {}
-    if path.exists():
-        base.load_state_dict(torch.load(path, map_location=device, weights_only=True))
-    else:
-        took["base"] = Loop(base, None, seed, 2e-4).run(size, images, labels, size.base_steps)
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(base.state_dict(), path)
+    base = unet(size).to(device)
+    took = {"base": train_base(Loop(base, None, seed, 2e-4), size, images, labels, folder / f"base-{seed}.pt")}
     found: dict[str, Any] = {
         "parameters": sum(p.numel() for p in base.parameters()),
         "base": scores(base, size, metric, real, device),

@@ -65,7 +65,9 @@ def gpu_check(setting: Setting, model: str) -> Result:
     try:
         check_cli.check_main(arguments)
         ready = True
-    except SystemExit:
+    except SystemExit as end:
+        if not rows.exists():  # nothing was checked: it says why
+            raise RuntimeError(end.code) from end
         ready = False
     return {"ready": ready, "findings": [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]}
 

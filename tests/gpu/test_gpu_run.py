@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
-from gpu import hosts, parts, run, tables
+from gpu import effect, hosts, parts, run, tables
 from gpu.parts import PARTS, Cell, Part, Setting
 from tinyhost.run import REPOSITORY
 
@@ -73,6 +75,12 @@ def test_the_parts_that_run_the_host(part: str, host_dir: Path, tmp_path: Path) 
     assert not list(tmp_path.glob("host/**/*.safetensors")) and list(tmp_path.glob("host/*/*-adt.jsonl"))
     assert (part in ("3-sdxl-presets", "4-flow")) == bool(plain) == ("sd-scripts' own" in (tmp_path / "card.md").read_text())
     assert (part == "4-flow") == any(cell["result"].get("turn_low", 0) > 0 for cell in cells.values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_a_check_without_a_card_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="not ready: PyTorch finds no CUDA device"):
+        parts.gpu_check(Setting(tmp_path, "cuda", miniature=True), "sd15")
 
 
 # Its own machinery
@@ -183,6 +191,21 @@ def test_a_runs_pace_is_told_from_its_progress_bar_without_its_first_steps() -> 
     assert hosts.pace(log) == {"step_seconds": 2.0, "later_step_seconds": 1.0}
     assert hosts.pace("steps: 2/2 [00:01<00:00,  4.00it/s]") == {"step_seconds": 0.25}
     assert hosts.pace("nothing") == {}
+
+
+def test_the_experiments_base_goes_on_where_it_was_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(effect, "SAVED_EVERY", 1)
+    images = torch.randn(4, 3, effect.SMALLEST.side, effect.SMALLEST.side, generator=torch.Generator().manual_seed(0))
+
+    def trained(steps: int, path: Path) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        loop = effect.Loop(effect.unet(effect.SMALLEST), None, 0, 1e-2)
+        effect.train_base(loop, replace(effect.SMALLEST, base_steps=steps), images, torch.arange(4), path)
+        return list(loop.network.parameters())
+
+    whole, part = trained(4, tmp_path / "whole.pt"), trained(3, tmp_path / "part.pt")
+    assert not all(map(torch.equal, whole, part))
+    assert all(map(torch.equal, whole, trained(4, tmp_path / "part.pt")))
 
 
 # What becomes of it
