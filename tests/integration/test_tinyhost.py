@@ -251,10 +251,8 @@ def test_random_weights_follow_from_their_tree_and_seed() -> None:
     assert not torch.equal(tensors["pad"], weights.random_weights(tree, seed=1)["pad"])
 
 
-@pytest.mark.parametrize(("dtype", "near"), [("bfloat16", 0.01), ("float8_e4m3fn", 0.04)])
-def test_weights_written_one_by_one_are_like_the_others(
-    dtype: str, near: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+def test_weights_written_one_by_one_are_like_the_others(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "POOL", 997)  # every matrix comes round several times
     tree = {"layers": [weights.linear(64, 64), weights.linear(64, 64), weights.norm(8)], "scale": ()}
     written = load_file(weights.save_random(tree, tmp_path / "random.safetensors", dtype))
@@ -262,7 +260,7 @@ def test_weights_written_one_by_one_are_like_the_others(
     assert {key: tensor.shape for key, tensor in written.items()} == {key: tensor.shape for key, tensor in expected.items()}
     assert {tensor.dtype for tensor in written.values()} == {getattr(torch, dtype)}
     first, second = (written[f"layers.{i}.weight"].float() for i in range(2))
-    assert first.std().item() == pytest.approx(64**-0.5, rel=2 * near) and not torch.equal(first, second)
+    assert first.std().item() == pytest.approx(64**-0.5, rel=0.1) and not torch.equal(first, second)
     assert written["layers.0.bias"].float().std().item() == pytest.approx(0.02, rel=0.3)
     assert torch.equal(written["layers.2.weight"].float(), torch.ones(8))
     again = load_file(weights.save_random(tree, tmp_path / "again.safetensors", dtype))
