@@ -22,6 +22,7 @@ from adt_plugin.compare.settings import Prompt, Sampling, Settings, Shot
 from adt_plugin.core.errors import ConfigError
 from tinyhost.autoencoders import ldm_autoencoder
 from tinyhost.models import HostModel, TinyModel
+from tinyhost.text_encoders import own_tensors
 from tinyhost.true.sdxl import unet as sdxl_unet
 from tinyhost.weights import conv, random_weights, save, tensor_shapes
 

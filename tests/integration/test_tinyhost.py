@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, T5TokenizerFast
 
+from adt_plugin.core.discriminator.loaders import plain_processor
 from tinyhost import families, models, report, run, tokenizers, true_size, weights
 from tinyhost.models import TinyModel
 from tinyhost.run import TinyRun
