@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toml
 import torch
 from torch import Tensor
 
@@ -23,6 +24,14 @@ NUMBERS = ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")
 def slow(*case: object) -> Any:
     """A parametrized case that the whole suite leaves out, but for `-m slow`."""
     return pytest.param(*case, marks=pytest.mark.slow)
+
+
+def write_data_set(folder: Path, **subset: object) -> Path:
+    """Write a file for `--dataset_config` with one data set of 64 pixels, whose one subset has these keys; return it."""
+    path = folder / "data.toml"
+    settings = {"datasets": [{"resolution": 64, "batch_size": 1, "subsets": [{"caption_extension": ".txt", **subset}]}]}
+    path.write_text(toml.dumps(settings), encoding="utf-8")
+    return path
 
 
 def host_mentions(host_dir: Path, word: str) -> bool:

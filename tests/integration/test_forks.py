@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from adtruns import assert_trained_with_adt
+from adtruns import assert_trained_with_adt, write_data_set
 
 from tinyhost.families import family_of
 from tinyhost.models import TinyModel
@@ -32,12 +32,17 @@ def test_a_forks_trainers_train(
     adt_options: tuple[str | Path, ...],
     fork: Path,
     script: str,
+    tiny_images: Path,
+    tmp_path: Path,
     cell: Callable[..., None],
 ) -> None:
+    """With a data set from a file: 67372a's c3115a8 fails at `--train_data_dir`, with and without the plugin."""
     if not (fork / script).is_file():
         pytest.skip(f"{fork.name} has no {script}")
     cell(script, host=fork)
     own = next((family for (part, name), family in OWN_FAMILIES.items() if (fork / part).exists() and name == script), None)
     model = tiny_model(own or family_of(script))
-    run = run_tiny("--max_train_steps", "2", *adt_options, script=script, host_dir=fork, model=model)
+    (images,) = tiny_images.glob("*_shapes")
+    data = ("--dataset_config", write_data_set(tmp_path, image_dir=str(images)))
+    run = run_tiny("--max_train_steps", "2", *data, *adt_options, script=script, host_dir=fork, model=model)
     assert_trained_with_adt(run, turns=2)

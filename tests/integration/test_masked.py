@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toml
-from adtruns import rows
+from adtruns import rows, write_data_set
 from PIL import Image
 
 from tinyhost.models import write_images
@@ -35,13 +34,6 @@ def left_half() -> Image.Image:
     mask = Image.new("L", (SIDE, SIDE), 0)
     mask.paste(255, (0, 0, SIDE // 2, SIDE))
     return mask
-
-
-def data_set(folder: Path, **subset: object) -> Path:
-    path = folder / "data.toml"
-    settings = {"datasets": [{"resolution": SIDE, "batch_size": 1, "subsets": [{"caption_extension": ".txt", **subset}]}]}
-    path.write_text(toml.dumps(settings))
-    return path
 
 
 def halves(run: CompletedRun, turn: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +73,7 @@ def test_a_masked_loss_with_masks_in_files(
     masks.mkdir()
     for path in images.glob("*.png"):
         left_half().convert("RGB").save(masks / path.name)
-    config = data_set(tmp_path, image_dir=str(images), conditioning_data_dir=str(masks))
+    config = write_data_set(tmp_path, image_dir=str(images), conditioning_data_dir=str(masks))
     run = run_tiny(*adt_options, *STEPS, "--masked_loss", "--dataset_config", config).check()
     turns = [row for row in rows(run) if not row["warmup"]]
     assert turns and all(row["grad_norm"] > 0 for row in turns)
@@ -96,7 +88,7 @@ def test_an_output_that_is_to_be_preserved_is_not_trained(
         pytest.skip("this version of sd-scripts has no diff_output_preservation")
     (images,) = with_alpha(tmp_path / "images").glob("4_*")
     attributes = {"diff_output_preservation": True}
-    config = data_set(tmp_path, image_dir=str(images), alpha_mask=True, custom_attributes=attributes)
+    config = write_data_set(tmp_path, image_dir=str(images), alpha_mask=True, custom_attributes=attributes)
     run = run_tiny(*adt_options, *STEPS, "--dataset_config", config).check()
     turns = [row for row in rows(run) if not row["warmup"]]
     assert turns and all(row["grad_norm"] == 0 and row["grad_norm_raw"] > 0 for row in turns)
