@@ -1,6 +1,6 @@
 """docs/compatibility.md from the cells of real runs, which docs/benchmarks/compatibility.json keeps.
 
-    python -m pytest tests/integration --compatibility cells.jsonl
+    python -m pytest tests/integration --compatibility=cells.jsonl
     python tests/compatibility.py cells.jsonl
 
 What a new run found takes the place of what was kept. `tests/environments.py` does both in every environment.
