@@ -49,6 +49,8 @@ OF_A_COLUMN, OF_A_CELL = ("commit", "environment", "versions"), ("trainer", "fla
 NOT_RUN = {
     "`flux_train_network.py` on the newest packages": "fails in the plain host: with transformers 5, CLIP-L stays on the meta "
     "device",
+    "`--torch_compile` with inductor on a U-Net": "compiles for more than 25 minutes on the tests' CPU; eager is tested, and "
+    "Anima's `--compile` with inductor, too",
     "`--full_fp16`": "accelerate refuses fp16 on a CPU; `--mixed_precision fp16` runs with a CPU's loss scaler in its place",
     "LoRA with several processes": "fails in the plain host on a CPU, but for `--deepspeed`; docs/reliability.md has what was "
     "tested",

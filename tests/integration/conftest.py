@@ -14,7 +14,7 @@ import pytest
 @pytest.fixture(scope="session")
 def adt_options(tiny_dino: Path) -> tuple[str | Path, ...]:
     """`--adt` at the tiny models' size: a turn in every step from the first on at the run's own rate, a picture every
-    second turn, one turn of warm-up."""
+    second turn, one turn of warm-up; without guidance, which `test_trainers.py` has with every trainer."""
     return (
         "--adt",
         "--adt_backbone",
@@ -31,6 +31,8 @@ def adt_options(tiny_dino: Path) -> tuple[str | Path, ...]:
         "1",
         "--adt_pictures_every",
         "2",
+        "--adt_cfg_scale",
+        "1",
     )
 
 

@@ -19,6 +19,7 @@ OPTIONS = {
     "--adt_lr": 0,
     "--adt_warmup": 2,
     "--adt_weight": 1,
+    "--adt_cfg_scale": 1,  # with guidance the gradient leaves the empty prompt's prediction out, and its account is not whole
     "--adt_balance": "none",
     "--adt_max_grad_ratio": 1000,
     "--adt_grad_mask": "all",

@@ -22,7 +22,7 @@ from adt_plugin.host import conventions
 from adt_plugin.host.calls import DenoiserCall
 from tinyhost.families import family_of
 from tinyhost.models import TinyModel
-from tinyhost.run import SCRIPT, TinyRun
+from tinyhost.run import SCRIPT, CompletedRun, TinyRun
 from toys import ToyDenoiser, toy_latents, toy_turn
 
 PYTORCHS_OWN = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -186,6 +186,33 @@ def test_a_compiled_run_has_the_weights_of_the_one_that_is_not(
     assert_trained_with_adt(compiled, turns=4)
     assert 0 < graphs[0] <= graphs[1] == graphs[2] == graphs[3]
     assert_same_weights(compiled, run_tiny(*given, script=script))
+
+
+@pytest.mark.slow
+def test_inductor_trains_through_the_host(
+    host_dir: Path, run_tiny: TinyRun, tiny_model: TinyModel, tiny_images: Path, adt_options: Options, tmp_path: Path,
+    cell: Callable[..., None],
+) -> None:  # fmt: skip
+    """The backend that people compile with: no new graph after the second turn, and the weights of the plain run in rounding.
+
+    With SGD, since Adam makes a whole step of a gradient's rounding error. `--torch_compile` of a whole U-Net compiles for
+    longer on a CPU than a test may take.
+    """
+    compiled_by = ("--compile", "--compile_backend", "inductor")
+    cell(ANIMA, " ".join(compiled_by))
+    skip_what_the_host_lacks(host_dir, compiled_by)
+    given = (*FOUR_STEPS, *adt_options, "--optimizer_type", "SGD", "--learning_rate", "0.1")
+    places = (host_dir, tiny_model(family_of(ANIMA)), tiny_images, tmp_path)
+    compiled, graphs = observed(COMPILING, ANIMA, (*given, *compiled_by), *places, timeout=LONG)
+    assert_trained_with_adt(compiled, turns=4)
+    assert 0 < graphs[0] <= graphs[1] == graphs[2] == graphs[3]
+    found, expected = (joined(run) for run in (compiled, run_tiny(*given, script=ANIMA).check()))
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+def joined(run: CompletedRun) -> Tensor:
+    """All numbers of the file that a run has saved."""
+    return torch.cat([part.flatten().float() for _, part in sorted(run.saved().items())])
 
 
 def skip_what_the_host_lacks(host_dir: Path, options: Options) -> None:

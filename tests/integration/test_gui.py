@@ -68,7 +68,7 @@ def test_what_the_preset_adds_reaches_the_command_line_as_options_of_the_plugin(
     parser = argparse.ArgumentParser()
     add_adt_arguments(parser)
     given = parser.parse_args(command)
-    assert given.adt and from_namespace(given) == ADTConfig(memory="auto", cfg_scale="3")
+    assert given.adt and from_namespace(given) == ADTConfig(memory="auto")
 
 
 def test_the_gui_splits_at_spaces_and_takes_quotation_marks_out() -> None:

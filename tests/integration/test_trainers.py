@@ -26,11 +26,15 @@ CACHED_PROMPTS = ("--cache_text_encoder_outputs", "--network_train_unet_only")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_trainer_trains(run_tiny: TinyRun, adt_options: Options, script: str, cell: Cell) -> None:
+def test_every_trainer_trains(run_tiny: TinyRun, adt_options: Options, script: str, host_dir: Path, cell: Cell) -> None:
+    """At the guidance that is the default: that of sampling, where the host can encode the empty prompt."""
     cell(script)
-    run = run_tiny(*TWO_STEPS, *adt_options, script=script)
+    run = run_tiny(*TWO_STEPS, *adt_options, "--adt_cfg_scale", "auto", script=script)
     assert_trained_with_adt(run, turns=2)
     assert len(list(run.output_dir.glob("tiny-adt-0*.png"))) == 1
+    guided = not script.startswith("flux") and (host_dir / "library" / "strategy_base.py").is_file()
+    assert {row["cfg_scale"] for row in rows(run)} == {3.0 if guided else 1.0}
+    assert run.metadata()["ss_adt_cfg_scale"] == ("3" if guided else "1")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
