@@ -149,13 +149,14 @@ def paragraphs(runs: dict[str, Any]) -> Iterator[str]:
 
 
 def heldout_runs(results: dict[str, Any]) -> dict[str, Any]:
-    """Return run -> its results on the held-out split by seed, from a store's label -> result."""
+    """Return run -> its results on the held-out split by seed, from a store's label -> result; in the order of `run`."""
     runs: dict[str, Any] = {}
     for label, result in results.items():
         split, _, rest = label.partition(": ")
         if split == "heldout":
             runs.setdefault(rest.rpartition(", seed ")[0], []).append(result)
-    return runs
+    order = ("plateau", PLAIN, FROZEN, ADT.name)
+    return dict(sorted(runs.items(), key=lambda item: next(i for i, name in enumerate(order) if item[0].startswith(name))))
 
 
 def summary(runs: dict[str, Any]) -> str:
