@@ -1,4 +1,4 @@
-"""`python -m benchmarks.host_demo`: the last mile of a LoRA by the real `train_network.py`, in a quarter of an hour.
+"""`python -m benchmarks.host_demo`: the last mile of a LoRA by the real `train_network.py`, plain and with `--adt`.
 
 A LoRA of the small Stable Diffusion that plain training has brought to its plateau goes on from there with plain training
 and with `--adt`, for about the same processor time. The commands are printed, to be copied.
