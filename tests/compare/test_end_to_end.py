@@ -53,10 +53,17 @@ def shifted(key: str, tensor: Tensor) -> Tensor:
     return tensor if "text_encoders" in key or "first_stage" in key else tensor * 1.05
 
 
+BLOCKS = {
+    "sd": ("lora_unet_down", "lora_unet_mid", "lora_unet_up"),
+    "sdxl": ("lora_unet_input", "lora_unet_output", "lora_unet_middle"),
+}
+"""What sd-scripts calls the blocks of a U-Net; either family's are known under both names."""
+
+
 def tiny_network(pipeline: Any, family: str, path: Path) -> Path:
     """A random LoRA of every attention, under the names of sd-scripts."""
     wanted = ("attn1_to_q", "attn2_to_k", "x_block_attn_qkv", "img_attn_qkv", "linear1")
-    original = ("lora_unet_input", "lora_unet_output", "lora_unet_middle") if family == "sdxl" else ("lora_unet",)
+    original = BLOCKS.get(family, ("lora_unet",))
     layers = {
         name: tuple(place.read("weight").shape)
         for name, place in places_of(pipeline, family).items()
