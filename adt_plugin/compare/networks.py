@@ -151,11 +151,7 @@ def check_network_names(flag: str, path: Path, names: list[str]) -> None:
 
 def family_of(names: Iterable[str]) -> str | None:
     """Return the family of models that a network is of, as the names of its layers tell; None where they leave it open."""
-    for name in names:
-        for sign, family in SIGNS:
-            if sign in name:
-                return family
-    return None
+    return next((family for name in names for sign, family in SIGNS if sign in name), None)
 
 
 def check_weights(flag: str, path: Path, places: Mapping[str, Place]) -> None:
@@ -175,10 +171,12 @@ def check_weights(flag: str, path: Path, places: Mapping[str, Place]) -> None:
             )
         down, weight = tensors.get(f"{name}.lora_down.weight"), getattr(places[name].layers[0], "weight", None)
         if down is not None and weight is not None and down.shape[1] != weight.shape[1]:
-            raise ConfigError(
-                f"{flag}: {name} does not fit this base (it reads {down.shape[1]} channels, the layer has {weight.shape[1]}): "
-                "give the --base that it was trained on."
-            )
+            raise misfit(flag, name, f"it reads {down.shape[1]} channels, the layer has {weight.shape[1]}")
+
+
+def misfit(flag: str, name: str, why: str) -> ConfigError:
+    """Return the error of a network's layer that is of another size than the base's."""
+    return ConfigError(f"{flag}: {name} does not fit this base ({why}): give the --base that it was trained on.")
 
 
 @contextmanager
@@ -244,9 +242,7 @@ def _merge(
     except ConfigError:
         raise
     except (RuntimeError, ValueError, KeyError) as error:  # shapes that differ, or a part that is missing
-        raise ConfigError(
-            f"{flag}: {name} does not fit this base ({str(error).splitlines()[0]}): give the --base that it was trained on."
-        ) from error
+        raise misfit(flag, name, str(error).splitlines()[0]) from error
     for part in ("weight", "bias"):
         if getattr(layer, part, None) is not None:
             if any(getattr(own, part, None) is None for own in place.layers):

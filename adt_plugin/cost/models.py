@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.core.diffusion.samplers import Sampler, build_flow_sampler, build_sampler
 from adt_plugin.core.discriminator.backbone import FrozenBackbone, TokenGrids, four_blocks
+from adt_plugin.core.discriminator.loaders import before_transformers_5
 from adt_plugin.cost.stacks import Stack, StackSize
 from adt_plugin.cost.video import VideoAutoencoder
 
@@ -220,10 +221,7 @@ def dinov2(name: str) -> FrozenBackbone:
 
 def uninitialised() -> AbstractContextManager[None]:
     """Return transformers' own way to build a model without initial weights; version 5 keeps it elsewhere."""
-    import transformers
-
-    old = int(transformers.__version__.split(".")[0]) < 5
-    module: Any = import_module("transformers.modeling_utils" if old else "transformers.initialization")
+    module: Any = import_module("transformers.modeling_utils" if before_transformers_5() else "transformers.initialization")
     return module.no_init_weights()
 
 

@@ -35,9 +35,9 @@ SAMPLES, SHOWN, NOISE, SEED = 300, 12, 7, 1
 FIGURES = ("fd", "kid", "precision", "recall", "well_formed")
 
 
-def trained(name: str, recipe: Recipe, host: Path, images: Path, out: Path) -> tuple[Path, float]:
-    """Train by the host; return the LoRA's file and the seconds of the clock that it took."""
-    folder, began = out / name.replace(" ", "_"), time.monotonic()
+def trained(recipe: Recipe, host: Path, images: Path, folder: Path) -> tuple[Path, float]:
+    """Train by the host into a folder; return the LoRA's file and the seconds of the clock that it took."""
+    began = time.monotonic()
     train_lora(recipe, SEED, PLATEAU, images, host, folder)
     return folder / f"{OUTPUT_NAME}.safetensors", time.monotonic() - began
 
@@ -62,11 +62,11 @@ def run(host: Path, out: Path, runs: dict[str, Recipe]) -> str:
     images = out / "images"
     if not images.is_dir():
         write_training_images(images)
+    folders = {name: out / name.replace(" ", "_") for name in runs}
     for name, recipe in runs.items():
-        folder = out / name.replace(" ", "_")
-        print(f"{name}, in {host}:\n\n    {command_line(recipe, SEED, PLATEAU, images, folder)}\n", flush=True)
+        print(f"{name}, in {host}:\n\n    {command_line(recipe, SEED, PLATEAU, images, folders[name])}\n", flush=True)
     with ThreadPoolExecutor() as pool:
-        jobs = {name: pool.submit(trained, name, recipe, host, images, out) for name, recipe in runs.items()}
+        jobs = {name: pool.submit(trained, recipe, host, images, folders[name]) for name, recipe in runs.items()}
         found = {name: job.result() for name, job in jobs.items()}
     for name, (file, seconds) in found.items():
         print(f"{name}: {file}, {seconds:.0f} s")

@@ -30,7 +30,7 @@ from benchmarks import DOCUMENTS
 from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PLAIN_TRIALS, without_average
 from benchmarks.counting import steps_for
 from benchmarks.intervals import change_text, interval_text
-from benchmarks.store import CellStore
+from benchmarks.store import CellStore, options_but
 
 STEPS = (3, 5, 10, 20)
 JUDGED = (5, 10, 20)
@@ -132,9 +132,9 @@ class Bench:
         }
 
 
-def options_read(config: ADTConfig) -> Iterator[tuple[str, Any]]:
-    """Yield the options that the miniature's figures depend on, by name."""
-    yield from ((spec.name, getattr(config, spec.name)) for spec in fields(config) if spec.name not in UNREAD)
+def options_read(config: ADTConfig) -> tuple[tuple[str, Any], ...]:
+    """Return the options that the miniature's figures depend on, by name."""
+    return options_but(config, UNREAD)
 
 
 def what_is_read(variant: Variant) -> tuple[Any, ...]:
@@ -142,7 +142,7 @@ def what_is_read(variant: Variant) -> tuple[Any, ...]:
     if variant.plan is None:
         return ()
     plan = [(spec.name, getattr(variant.plan, spec.name)) for spec in fields(variant.plan) if spec.name != "adt"]
-    adt = tuple(options_read(variant.plan.adt)) if variant.plan.adt else ()
+    adt = options_read(variant.plan.adt) if variant.plan.adt else ()
     return tuple(plan), adt, variant.samplers
 
 

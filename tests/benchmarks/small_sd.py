@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from math import log
 from pathlib import Path
@@ -27,7 +27,7 @@ from adt_plugin.options import add_adt_arguments, from_namespace
 from benchmarks import DOCUMENTS
 from benchmarks.host_lora import FLAGS, IMAGES, OPTIONS, PLATEAU, POINTS, STYLE, Recipe, point_name, scored, trained
 from benchmarks.intervals import change_text, interval_text
-from benchmarks.store import CellStore
+from benchmarks.store import CellStore, options_but
 from tinyhost.run import find_host
 
 TO_THE_PLATEAU = (Recipe("first", 2000, "3e-3"), Recipe("second", 4000, "3e-3"))
@@ -111,8 +111,7 @@ def options_read(recipe: Recipe) -> tuple[tuple[str, Any], ...]:
         return ()
     parser = argparse.ArgumentParser()
     add_adt_arguments(parser)
-    config = as_sampled(from_namespace(parser.parse_args(recipe.adt)), "sd15")
-    return tuple((spec.name, getattr(config, spec.name)) for spec in fields(config) if spec.name not in UNREAD)
+    return options_but(as_sampled(from_namespace(parser.parse_args(recipe.adt)), "sd15"), UNREAD)
 
 
 def merit(cell: dict[str, Any]) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class CellStore:
         groups.setdefault(self.group, {})[label] = {"settings": digest(settings), "result": result}
         write_atomically(self.path, json.dumps(groups, indent=1) + "\n")
         return result, True
+
+
+def options_but(config: Any, unread: Collection[str]) -> tuple[tuple[str, Any], ...]:
+    """Return the fields of a dataclass of options by name, for a digest, without those that change no figure."""
+    return tuple((spec.name, getattr(config, spec.name)) for spec in fields(config) if spec.name not in unread)
 
 
 def digest(settings: Any) -> str:

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.forecast import RUN_STEPS
 from adt_plugin.core.run.files import write_atomically
 from adt_plugin.core.schedule import TurnSchedule
 
 Cells = dict[str, dict[str, Any]]
 """What the cells of a part left behind, by their names."""
-
-STEPS = 2000
-"""Of the run whose length is told."""
 
 INTRODUCTION = """# Measured on a card
 
@@ -129,8 +127,8 @@ def run_ratio(step: float | None, turn: float | None) -> float | None:
     """How many times as long as the plain one a run takes."""
     if not step or turn is None:
         return None
-    turns = TurnSchedule.from_config(ADTConfig(), STEPS).count(STEPS)
-    return 1 + (turns.warmup + turns.adversarial) * turn / (STEPS * step)
+    turns = TurnSchedule.from_config(ADTConfig(), RUN_STEPS).count(RUN_STEPS)
+    return 1 + (turns.warmup + turns.adversarial) * turn / (RUN_STEPS * step)
 
 
 def check_rows(cells: Cells) -> Iterator[tuple[str, ...]]:

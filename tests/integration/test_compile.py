@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from adtruns import assert_same_weights, assert_trained_with_adt, observed, slow
+from adtruns import assert_same_weights, assert_trained_with_adt, flat_weights, observed, slow
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -22,7 +22,7 @@ from adt_plugin.host import conventions
 from adt_plugin.host.calls import DenoiserCall
 from tinyhost.families import family_of
 from tinyhost.models import TinyModel
-from tinyhost.run import SCRIPT, CompletedRun, TinyRun
+from tinyhost.run import SCRIPT, TinyRun
 from toys import ToyDenoiser, toy_latents, toy_turn
 
 PYTORCHS_OWN = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -206,13 +206,8 @@ def test_inductor_trains_through_the_host(
     compiled, graphs = observed(COMPILING, ANIMA, (*given, *compiled_by), *places, timeout=LONG)
     assert_trained_with_adt(compiled, turns=4)
     assert 0 < graphs[0] <= graphs[1] == graphs[2] == graphs[3]
-    found, expected = (joined(run) for run in (compiled, run_tiny(*given, script=ANIMA).check()))
+    found, expected = (flat_weights(run) for run in (compiled, run_tiny(*given, script=ANIMA)))
     assert (found - expected).norm() < 1e-4 * expected.norm()
-
-
-def joined(run: CompletedRun) -> Tensor:
-    """All numbers of the file that a run has saved."""
-    return torch.cat([part.flatten().float() for _, part in sorted(run.saved().items())])
 
 
 def skip_what_the_host_lacks(host_dir: Path, options: Options) -> None:

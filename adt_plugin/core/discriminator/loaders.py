@@ -139,9 +139,14 @@ def load_transformers(name: str, blocks: Sequence[int] | None, dtype: torch.dtyp
 
 def plain_processor() -> dict[str, Any]:
     """Return the argument that asks transformers for image processors that need no torchvision; version 5 renamed it."""
+    return {"use_fast": False} if before_transformers_5() else {"backend": "pil"}
+
+
+def before_transformers_5() -> bool:
+    """Tell whether transformers is older than 5, which renamed and moved some of what is used here."""
     import transformers
 
-    return {"use_fast": False} if int(transformers.__version__.split(".")[0]) < 5 else {"backend": "pil"}
+    return int(transformers.__version__.split(".")[0]) < 5
 
 
 def _refuse_adapter(transformers: Any, name: str) -> None:
