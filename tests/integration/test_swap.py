@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,18 +26,22 @@ Options = tuple[str | Path, ...]
 
 
 @pytest.fixture
-def deep_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyModel:
-    """Tiny models with blocks enough to swap two: written here, loaded in the host's process."""
+def deep_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyModel]:
+    """Tiny models with blocks enough to swap two: written here, loaded in the host's process.
+
+    A family reads its depth when it is loaded, and so it is loaded anew before and after.
+    """
+    deep = []
 
     def write(family: str) -> HostModel:
         monkeypatch.setenv("TINYHOST_DEPTH", str(DEPTH))
-        module = families.load(family)
-        monkeypatch.setattr(module, "DEPTH", DEPTH)
-        if family == "sd3":
-            monkeypatch.setattr(module, "HIDDEN_SIZE", 64 * DEPTH)
+        deep.append(importlib.reload(families.load(family)))
         return write_tiny_model(family, tmp_path / "model")
 
-    return write
+    yield write
+    monkeypatch.undo()
+    for module in deep:
+        importlib.reload(module)
 
 
 @pytest.mark.parametrize(
