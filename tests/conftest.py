@@ -19,6 +19,7 @@ from tinyhost.models import HostModel, TinyModel, write_dinov2, write_images, wr
 from tinyhost.report import host_summary, write_cells
 from tinyhost.run import NO_HOST, SCRIPT, CompletedRun, TinyRun, find_every_host, find_hosts, run_host
 from tinyhost.site.sitecustomize import install as patch_imports
+from tinyhost.warm import run_warm
 
 # transformers and diffusers import torchvision here as well.
 patch_imports()
@@ -127,13 +128,14 @@ def tiny_bucket_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_tiny(host_dir: Path, tiny_model: TinyModel, tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """Run a script of the host on the tiny model of its family, by default the tiny SD.
 
-    For example `run_tiny("--max_train_steps", "4", launcher="accelerate").check()`. Skips where the host has no such script.
+    For example `run_tiny("--max_train_steps", "4", launcher="accelerate").check()`; with `runner=run_to_end` Python starts as
+    on a user's command line, and with the default it is forked where that is the same. Skips where the host has no such script.
     """
 
     def run(*args: str | Path, script: str = SCRIPT, **keywords: object) -> CompletedRun:
         if not (host_dir / script).is_file():
             pytest.skip(f"{host_dir.name} has no {script}")
-        keywords = {"host_dir": host_dir, "images": tiny_images} | keywords
+        keywords = {"host_dir": host_dir, "images": tiny_images, "runner": run_warm} | keywords
         keywords.setdefault("output_dir", tmp_path_factory.mktemp("output"))
         if "model" not in keywords:
             keywords["model"] = tiny_model(family_of(script))

@@ -46,9 +46,22 @@ FROZEN_TRIALS = tuple(
     Recipe(f"{FROZEN}, weight {weight}", TURNS, LR, (*HEADS, *NO_LEARNING, "--adt_weight", weight)) for weight in ("5", "10")
 )
 ADT = Recipe("ADT as it ships", TURNS, LR, HEADS)
+ADT_TRIALS = (
+    ADT,
+    *(
+        Recipe(f"ADT, {name}", TURNS, LR, (*HEADS, *options))
+        for name, options in {
+            "warm-up of 8 turns": ("--adt_warmup", "8"),
+            "heads at a quarter of the rate": ("--adt_disc_lr", "5e-4"),
+            "steps drawn by weight": ("--adt_grad_mask", "weighted"),
+        }.items()
+    ),
+)
+"""With another value of one setting each."""
 JUDGED = ((2.0, 10), (3.0, 5), (3.0, 10))
 UNREAD = ("offload", "profile", "backbone", "max_bad_turns", "pictures_every", "flow_shift", "disc_weights", "decoder")
 """Options that change no figure of these runs."""
+TITLE = "The small Stable Diffusion, a LoRA's last mile through the real host"
 FIGURES = ("fd", "kid", "pixel_fd", "precision", "recall", "well_formed", "novelty")
 
 
@@ -57,21 +70,22 @@ class Bench:
 
     Args:
         host: sd-scripts' work tree.
-        out: folder of `small_sd.json`.
+        results: the JSON file of what was measured.
         work: folder of the LoRAs and pictures.
+        begin: the LoRA that training goes on from; None begins one.
     """
 
-    def __init__(self, host: Path, out: Path, work: Path, samples: int = 500) -> None:
-        self.host, self.work, self.samples = host, work, samples
-        self.store = CellStore(out / "small_sd.json", f"LoRA, {host.name}")
+    def __init__(self, host: Path, results: Path, work: Path, begin: Path | None = PLATEAU, samples: int = 500) -> None:
+        self.host, self.work, self.begin, self.samples = host, work, begin, samples
+        self.store = CellStore(results, f"LoRA, {host.name}")
 
     def cell(self, recipe: Recipe, seed: int, split: str) -> dict[str, Any]:
-        """Train one LoRA from the plateau and score it."""
+        """Train one LoRA and score it."""
         label = f"{split}: {recipe.name}, seed {seed}"
         file = self.work / f"{recipe.name.replace(' ', '_').replace(',', '')}-{seed}.safetensors"
 
         def measured() -> dict[str, Any]:
-            seconds = trained(recipe, seed, PLATEAU, self.host, file)
+            seconds = trained(recipe, seed, self.begin, self.host, file)
             return {"seconds": round(seconds), "scores": scored(file, split, 108 + seed, self.samples, file.with_suffix(""))}
 
         return self.stored(label, (recipe.steps, recipe.lr, options_read(recipe), seed), measured)
@@ -124,12 +138,12 @@ def values(runs: dict[str, Any], run: str, point: str, figure: str) -> list[floa
     return [cell["scores"][point][figure] for cell in runs[run]]
 
 
-def paragraphs(runs: dict[str, Any]) -> Iterator[str]:
-    """The page `small_sd.md`."""
+def paragraphs(runs: dict[str, Any], title: str = TITLE, command: str = "small_sd") -> Iterator[str]:
+    """The page `small_sd.md`, or another's."""
     seeds, names = len(runs[ADT.name]), [point_name(*point) for point in POINTS]
-    yield "# The small Stable Diffusion, a LoRA's last mile through the real host"
+    yield f"# {title}"
     yield (
-        "Written by `python -m benchmarks.small_sd` in `tests/`. Held-out split; means over "
+        f"Written by `python -m benchmarks.{command}` in `tests/`. Held-out split; means over "
         f"{seeds} seeds (training and evaluation noise) with their 95 % bootstrap interval. "
         "DDIM, leading. `3 @ 10`: guidance 3, 10 steps."
     )
@@ -229,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.plateau:
         train_to_the_plateau(host, given.work)
         return
-    runs = Bench(host, given.out, given.work).run(given.seeds)
+    runs = Bench(host, given.out / "small_sd.json", given.work).run(given.seeds)
     write_atomically(given.out / "small_sd.md", "\n\n".join(paragraphs(runs)) + "\n")
 
 

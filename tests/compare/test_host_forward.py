@@ -19,7 +19,8 @@ from adt_plugin.compare.captions import prompt_arguments
 from adt_plugin.compare.networks import merged
 from adt_plugin.compare.settings import Prompt, Settings
 from tinyhost.models import TinyModel
-from tinyhost.run import host_environment, run_to_end
+from tinyhost.run import host_environment
+from tinyhost.warm import run_warm
 
 SCRIPT = Path(__file__).with_name("host_forward.py")
 ALL = [
@@ -43,7 +44,7 @@ def host_forward(host_dir: Path, tiny_model: TinyModel, tmp_path_factory: pytest
         folder, model = tmp_path_factory.mktemp(family), tiny_model(family)
         command = [sys.executable, str(SCRIPT), family, *map(str, (model.checkpoint, model.tokenizers, folder))]
         variables = host_environment(family, folder, hub_cache=model.tokenizers)
-        status, out, err = run_to_end(command, host_dir, variables, timeout=300)
+        status, out, err = run_warm(command, host_dir, variables, timeout=300)
         assert status == 0, (out + err)[-3000:]
         return folder, load_file(folder / "results.safetensors")
 

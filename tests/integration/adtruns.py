@@ -16,7 +16,8 @@ from torch import Tensor
 
 from adt_plugin import __version__
 from tinyhost.models import HostModel
-from tinyhost.run import CompletedRun, host_arguments, host_environment, run_to_end
+from tinyhost.run import CompletedRun, host_arguments, host_environment
+from tinyhost.warm import run_warm
 
 NUMBERS = ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")
 
@@ -71,7 +72,7 @@ def observed(
     environment = host_environment(model.family, out, hub_cache=model.tokenizers)
     result = out / f"{observer.stem}.json"
     command = [sys.executable, observer, result, script, *arguments]
-    completed = CompletedRun(*run_to_end([str(part) for part in command], host_dir, environment, timeout), out)
+    completed = CompletedRun(*run_warm([str(part) for part in command], host_dir, environment, timeout), out)
     return completed.check(), json.loads(result.read_text())
 
 

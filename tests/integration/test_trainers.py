@@ -15,7 +15,7 @@ from adtruns import assert_same_weights, assert_trained_with_adt, host_mentions,
 
 from adt_plugin.host.families import FAMILIES, SD, SD3, SDXL
 from tinyhost.models import TinyModel
-from tinyhost.run import TinyRun
+from tinyhost.run import TinyRun, run_to_end
 
 Cell = Callable[..., None]
 Options = tuple[str | Path, ...]
@@ -27,9 +27,9 @@ CACHED_PROMPTS = ("--cache_text_encoder_outputs", "--network_train_unet_only")
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_trainer_trains(run_tiny: TinyRun, adt_options: Options, script: str, host_dir: Path, cell: Cell) -> None:
-    """At the guidance that is the default: that of sampling, where the host can encode the empty prompt."""
+    """Started as a user starts it, at the default's guidance: that of sampling, where the host can encode the empty prompt."""
     cell(script)
-    run = run_tiny(*TWO_STEPS, *adt_options, "--adt_cfg_scale", "auto", script=script)
+    run = run_tiny(*TWO_STEPS, *adt_options, "--adt_cfg_scale", "auto", script=script, runner=run_to_end)
     assert_trained_with_adt(run, turns=2)
     assert len(list(run.output_dir.glob("tiny-adt-0*.png"))) == 1
     guided = not script.startswith("flux") and (host_dir / "library" / "strategy_base.py").is_file()

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tinyhost.models import HostModel
 
 Launcher = Literal["python", "accelerate", "module", "accelerate-module"]
+
+Runner = Callable[[list[str], Path, dict[str, str], float], tuple[int, str, str]]
+"""(returncode, stdout, stderr) of a command in a folder with an environment, within a time in seconds."""
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SITE = Path(__file__).resolve().parent / "site"
@@ -135,18 +138,19 @@ def run_host(
     cpu: bool = True,
     processes: int = 1,
     timeout: float = 300,
+    runner: Runner | None = None,
 ) -> CompletedRun:
     """Run `script` of the host at `host_dir`; `args` come after the kit's defaults, and argparse lets the last one win.
 
     `env` is laid over the environment. With `cpu=False` the host takes a GPU if there is one. Several `processes` need one of
-    accelerate's launchers.
+    accelerate's launchers. `runner` takes the place of `run_to_end`.
     Raises `subprocess.TimeoutExpired` (with what was printed so far) after ending all processes of the run.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     arguments = [*host_arguments(script, model, images, output_dir), *map(str, args)]
     command = [*launch_command(launcher, cpu, processes), script, *arguments]
     variables = host_environment(model.family, output_dir, cpu, model.tokenizers) | dict(env or {})
-    returncode, stdout, stderr = run_to_end(command, host_dir, variables, timeout)
+    returncode, stdout, stderr = (runner or run_to_end)(command, host_dir, variables, timeout)
     return CompletedRun(returncode, stdout, stderr, output_dir)
 
 
@@ -233,14 +237,20 @@ def run_to_end(command: list[str], cwd: Path, env: dict[str, str], timeout: floa
 
 
 def end_group(process: subprocess.Popen[str]) -> None:
+    """End a process with all that it has started, and wait for it."""
+    end_all(process.pid)
+    process.communicate()
+
+
+def end_all(pid: int) -> None:
     """End a process, the group that it leads, and everything else it has started: torchrun's processes lead their own."""
-    started = []
+    ended = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        started = psutil.Process(process.pid).children(recursive=True)
+        leader = psutil.Process(pid)
+        ended = [leader, *leader.children(recursive=True)]
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    for child in [process, *started]:
+            os.killpg(pid, signal.SIGKILL)
+    for process in ended:
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.communicate()
+            process.kill()

@@ -1,0 +1,64 @@
+"""`python -m benchmarks.whole_run`: a LoRA from nothing by the real `train_network.py`, as users train it; resumable.
+
+A plain command, the same with `--adt`, and the plain one for as long as `--adt` takes. The held-out split, on which all are
+scored, has chosen nothing; the rate is the one that the last mile's LoRA was trained with.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adt_plugin.core.run.files import write_atomically
+from adt_plugin.demo.cli import positive
+from benchmarks import DOCUMENTS
+from benchmarks.host_lora import Recipe
+from benchmarks.small_sd import ADT, LR, Bench, paragraphs
+from tinyhost.run import NO_HOST, find_host
+
+STEPS, SAME_TIME = 2000, 3300
+"""Optimizer steps of the command, and the plain ones of the processor time that it takes with `--adt`."""
+
+RUNS = (
+    Recipe("plain training, the same steps", STEPS, LR),
+    Recipe("plain training, the same time", SAME_TIME, LR),
+    Recipe(ADT.name, STEPS, LR, ("--adt", "--adt_disc_width", "32")),  # heads shrink with the backbone
+)
+TITLE = "The small Stable Diffusion, a whole run of a LoRA through the real host"
+
+
+def measured(bench: Bench, seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+    """Train and score every run with every seed; return run -> results by seed."""
+    found: dict[str, list[dict[str, Any]]] = {recipe.name: [] for recipe in RUNS}
+    for seed in seeds:
+        for recipe in reversed(RUNS):
+            found[recipe.name].append(bench.cell(recipe, seed, "heldout"))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run with these arguments, or with the command line's.
+
+    Raises SystemExit where no host is found.
+    """
+    parser = argparse.ArgumentParser("python -m benchmarks.whole_run", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seeds", type=positive, default=3, help="runs of each kind (default: 3)")
+    parser.add_argument("--host", type=Path, help="sd-scripts' folder (default: the one that the tests use)")
+    parser.add_argument("--out", type=Path, default=DOCUMENTS, help="folder of whole_run.json (default: docs/benchmarks)")
+    parser.add_argument("--work", type=Path, default=Path("whole_run_work"), help="folder of LoRAs and pictures")
+    given = parser.parse_args(argv)
+    host = given.host or find_host()
+    if host is None:
+        raise SystemExit(NO_HOST)
+    torch.set_num_threads(1)
+    bench = Bench(host, given.out / "whole_run.json", given.work, begin=None)
+    runs = measured(bench, range(1, given.seeds + 1))
+    write_atomically(given.out / "whole_run.md", "\n\n".join(paragraphs(runs, TITLE, "whole_run")) + "\n")
+
+
+if __name__ == "__main__":
+    main()
