@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adt_plugin.compare.memory import memory_for
 from adt_plugin.core.discriminator.loaders import plain_processor
 from adt_plugin.core.errors import ConfigError
-from adt_plugin.core.out_of_memory import OUT_OF_MEMORY, first_line
 from adt_plugin.core.run.files import write_atomically
 
 BATCH = 16
-NO_MEMORY = ("out of memory", "allocate memory")
-"""What PyTorch says of Apple's devices and of the CPU, by a plain RuntimeError."""
 NO_ROOM = "close what else is on the device, or give another by --device"
-
-
-@contextmanager
-def memory_for(what: str, way_out: str) -> Iterator[None]:
-    """Turn a device's running out of memory within the block into one sentence.
-
-    Raises:
-        ConfigError: instead of PyTorch's own error.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, OUT_OF_MEMORY) and not any(sign in str(error) for sign in NO_MEMORY):
-            raise
-        raise ConfigError(
-            f"the device's memory does not suffice for {what} ({first_line(error)}): {way_out}. What is made is kept, the same "
-            "command goes on from there."
-        ) from error
 
 
 class Embedder:

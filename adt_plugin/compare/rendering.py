@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adt_plugin.compare.captions import prompt_arguments
 from adt_plugin.compare.families import FAMILIES, Family, Model, identify, tensor_names
-from adt_plugin.compare.features import memory_for
+from adt_plugin.compare.memory import memory_for
 from adt_plugin.compare.models import load_pipeline
 from adt_plugin.compare.networks import check_network_names, check_weights, family_of, merged, places_of
 from adt_plugin.compare.settings import Candidate, Sampling, Settings, Shot
