@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from math import log
 from pathlib import Path
 from typing import Any
@@ -46,18 +47,20 @@ FROZEN_TRIALS = tuple(
     Recipe(f"{FROZEN}, weight {weight}", TURNS, LR, (*HEADS, *NO_LEARNING, "--adt_weight", weight)) for weight in ("5", "10")
 )
 ADT = Recipe("ADT as it ships", TURNS, LR, HEADS)
-ADT_TRIALS = (
+BY_WEIGHT = ("--adt_grad_mask", "weighted")
+ONE_STEP = Recipe("ADT, one head step a turn", TURNS, LR, (*HEADS, "--adt_disc_steps", "1"))
+LEVERS = (
     ADT,
-    *(
-        Recipe(f"ADT, {name}", TURNS, LR, (*HEADS, *options))
-        for name, options in {
-            "warm-up of 8 turns": ("--adt_warmup", "8"),
-            "heads at a quarter of the rate": ("--adt_disc_lr", "5e-4"),
-            "steps drawn by weight": ("--adt_grad_mask", "weighted"),
-        }.items()
-    ),
+    Recipe("ADT, warm-up of 8 turns", TURNS, LR, (*HEADS, "--adt_warmup", "8")),
+    Recipe("ADT, heads at a quarter of the rate", TURNS, LR, (*HEADS, "--adt_disc_lr", "5e-4")),
+    ONE_STEP,
+    Recipe("ADT, steps drawn by weight", TURNS, LR, (*HEADS, *BY_WEIGHT)),
+    Recipe(f"{ONE_STEP.name}, steps drawn by weight", TURNS, LR, (*ONE_STEP.adt, *BY_WEIGHT)),
+    Recipe(f"{FROZEN_TRIALS[0].name}, steps drawn by weight", TURNS, LR, (*FROZEN_TRIALS[0].adt, *BY_WEIGHT)),
 )
-"""With another value of one setting each."""
+"""ADT as it ships, and with other values of some settings; frozen heads, too."""
+TWICE = (ADT, ONE_STEP, FROZEN_TRIALS[0])
+"""What a second seed is run of, to tell luck from difference."""
 JUDGED = ((2.0, 10), (3.0, 5), (3.0, 10))
 UNREAD = ("offload", "profile", "backbone", "max_bad_turns", "pictures_every", "flow_shift", "disc_weights", "decoder")
 """Options that change no figure of these runs."""
@@ -117,6 +120,13 @@ class Bench:
             for recipe in finalists:
                 runs[recipe.name].append(self.cell(recipe, seed, "heldout"))
         return runs
+
+    def run_levers(self) -> None:
+        """Measure the levers on validation, some with a second seed."""
+        for recipe in LEVERS:
+            self.cell(recipe, 0, "validation")
+        for recipe in TWICE:
+            self.cell(recipe, 1, "validation")
 
 
 def options_read(recipe: Recipe) -> tuple[tuple[str, Any], ...]:
@@ -192,6 +202,18 @@ def summary(runs: dict[str, Any]) -> str:
     return report.table(head, rows)
 
 
+def levers_table(results: dict[str, Any]) -> str:
+    """Return the table of docs/benchmarks.md from a store's label -> result: what was tried on validation, run by run."""
+    points = ("1 @ 10", "2 @ 10", "3 @ 5", "3 @ 10", "7 @ 10")
+    rows = []
+    for recipe, seed in product((FROZEN_TRIALS[0], *LEVERS), (0, 1)):
+        cell = results.get(f"validation: {recipe.name}, seed {seed}")
+        if cell is not None:
+            figures = (f"{cell['scores'][point]['fd']:.2f} ({cell['scores'][point]['well_formed']:.2f})" for point in points)
+            rows.append([recipe.name, str(seed), *figures])
+    return report.table(["FD (well-formed share)", "seed", *points], rows)
+
+
 def guidance_table(found: dict[str, Any]) -> str:
     """Return the table of docs/benchmarks.md from `guidance.json`: Fréchet distance and well-formed share at 10 steps."""
     scales = ("1", "2", "3", "5", "7")
@@ -230,10 +252,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises SystemExit where no host is found.
     """
     parser = argparse.ArgumentParser("python -m benchmarks.small_sd", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", type=positive, default=5, help="runs of each kind (default: 5)")
+    parser.add_argument("--seeds", type=positive, default=6, help="runs of each kind (default: 6)")
     parser.add_argument("--host", type=Path, help="sd-scripts' folder (default: the one that the tests use)")
     parser.add_argument("--out", type=Path, default=DOCUMENTS, help="folder of small_sd.json (default: docs/benchmarks)")
     parser.add_argument("--work", type=Path, default=Path("small_sd_work"), help="folder of LoRAs and pictures")
+    parser.add_argument("--levers", action="store_true", help="run other values of some settings on validation instead")
     parser.add_argument("--plateau", action="store_true", help="train the LoRA that all begin from, into the assets")
     given = parser.parse_args(argv)
     host = given.host or find_host()
@@ -243,7 +266,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.plateau:
         train_to_the_plateau(host, given.work)
         return
-    runs = Bench(host, given.out / "small_sd.json", given.work).run(given.seeds)
+    bench = Bench(host, given.out / "small_sd.json", given.work)
+    if given.levers:
+        bench.run_levers()
+        return
+    runs = bench.run(given.seeds)
     write_atomically(given.out / "small_sd.md", "\n\n".join(paragraphs(runs)) + "\n")
 
 

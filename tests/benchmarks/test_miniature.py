@@ -11,7 +11,7 @@ import pytest
 from adt_plugin.demo.study import Setting, Study
 from adt_plugin.demo.variants import ADT, SHIPPED
 from benchmarks import miniature
-from benchmarks.ablations import FROZEN_TRIALS, PLAIN_TRIALS, without_average
+from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PLAIN_TRIALS, without_average
 from benchmarks.counting import mean_turns, plain_step, steps_for
 from benchmarks.miniature import Bench, Plan, merit, options_read, paragraphs, what_is_read, write
 from tiny_demo import stop_after
@@ -123,6 +123,7 @@ def test_the_summary_on_a_page_is_what_the_json_says(published: dict, page: str)
     assert miniature.summary(published) in text
 
 
-def test_the_papers_parts_on_the_page_are_what_the_json_says(published: dict):
+@pytest.mark.parametrize("group", ABLATIONS)
+def test_the_ablations_on_the_page_are_what_the_json_says(published: dict, group: str):
     text = (PUBLISHED.parent / "benchmarks.md").read_text(encoding="utf-8")
-    assert miniature.trials_table(published, "ablations: paper") in text
+    assert miniature.trials_table(published, f"ablations: {group}") in text

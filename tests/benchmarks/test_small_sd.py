@@ -60,6 +60,14 @@ def test_the_table_of_the_last_mile_is_what_its_json_says() -> None:
     assert small_sd.summary(small_sd.heldout_runs(results)) in page
 
 
+def test_the_table_of_levers_is_what_its_json_says() -> None:
+    ((_, results),) = CellStore(DOCUMENTS / "small_sd.json").results().items()
+    page = (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+    table = small_sd.levers_table(results)
+    assert len(table.splitlines()) == 2 + 1 + len(small_sd.LEVERS) + len(small_sd.TWICE)
+    assert table in page
+
+
 def test_the_table_of_guidance_is_what_its_json_says() -> None:
     found = json.loads((DOCUMENTS / "guidance.json").read_text(encoding="utf-8"))
     assert small_sd.guidance_table(found) in (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
