@@ -7,13 +7,16 @@ scored, has chosen nothing; the rate is the one that the last mile's LoRA was tr
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from adt_plugin.core.run.files import write_atomically
+from adt_plugin.demo import report
 from adt_plugin.demo.cli import positive
 from benchmarks import DOCUMENTS
 from benchmarks.host_lora import Recipe
@@ -28,6 +31,7 @@ RUNS = (
     Recipe("plain training, the same time", SAME_TIME, LR),
     Recipe(ADT.name, STEPS, LR, ("--adt", "--adt_disc_width", "32")),  # heads shrink with the backbone
 )
+SHOWN = ("1 @ 10", "2 @ 10", "3 @ 5", "3 @ 10", "7 @ 10")
 TITLE = "The small Stable Diffusion, a whole run of a LoRA through the real host"
 
 
@@ -38,6 +42,30 @@ def measured(bench: Bench, seeds: Sequence[int]) -> dict[str, list[dict[str, Any
         for recipe in reversed(RUNS):
             found[recipe.name].append(bench.cell(recipe, seed, "heldout"))
     return found
+
+
+def runs_of(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return run -> results by seed, from a store's label -> result, in the order of `RUNS`."""
+    return {
+        recipe.name: [cell for label, cell in sorted(results.items()) if label.startswith(f"heldout: {recipe.name}, seed ")]
+        for recipe in RUNS
+    }
+
+
+def summary(runs: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the table of docs/benchmarks.md: Fréchet distances, well-formed shares in brackets, means over the seeds."""
+    rows = []
+    for run, cells in runs.items():
+        mean = partial(mean_of, [cell["scores"] for cell in cells])
+        figures = (f"{mean(point, 'fd'):.2f} ({mean(point, 'well_formed'):.2f})" for point in SHOWN)
+        seconds = statistics.fmean(cell["seconds"] for cell in cells)
+        rows.append([run, str(len(cells)), f"{seconds:.0f}", *figures, f"{mean('3 @ 10', 'recall'):.2f}"])
+    return report.table(["FD (well-formed share)", "runs", "processor time, s", *SHOWN, "recall, 3 @ 10"], rows)
+
+
+def mean_of(scores: Sequence[dict[str, dict[str, float]]], point: str, figure: str) -> float:
+    """Return the mean of a figure at a point."""
+    return statistics.fmean(each[point][figure] for each in scores)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

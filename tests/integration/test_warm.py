@@ -93,3 +93,10 @@ def test_a_timeout_ends_the_process_and_the_next_one_runs(script: Path, tmp_path
     assert time.monotonic() - start < 30
     assert b"so far" in raised.value.output
     assert told(run_warm, script)[0]["leads"]
+
+
+def test_a_server_that_was_ended_is_begun_anew(script: Path) -> None:
+    before = Server.running().process
+    before.kill()
+    before.wait()
+    assert told(run_warm, script)[0]["parent"] == Server.running().process.pid != before.pid

@@ -14,9 +14,8 @@ import select
 import subprocess
 import sys
 import tempfile
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tinyhost.forked import PLACES
 from tinyhost.run import end_all, end_group, host_environment, run_to_end
@@ -42,6 +41,8 @@ def run_warm(command: list[str], cwd: Path, env: dict[str, str], timeout: float)
 class Server:
     """The process that others are forked from, one at a time; see `forked.py` for what is said to it."""
 
+    one: ClassVar[Server | None] = None
+
     def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="warm")
         place = Path(self.folder.name)
@@ -58,10 +59,11 @@ class Server:
         assert self.answer(STARTING) == "ready"
 
     @classmethod
-    @cache
     def running(cls) -> Server:
-        """The one of this process."""
-        return cls()
+        """The one of this process, begun anew where it has ended."""
+        if cls.one is None or cls.one.process.poll() is not None:
+            cls.one = cls()
+        return cls.one
 
     def fits(self, env: dict[str, str]) -> bool:
         """True if whatever is read during an import is what this process has read."""
