@@ -100,3 +100,10 @@ def test_a_server_that_was_ended_is_begun_anew(script: Path) -> None:
     before.kill()
     before.wait()
     assert told(run_warm, script)[0]["parent"] == Server.running().process.pid != before.pid
+
+
+def test_an_environment_that_has_changed_begins_another_server(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Server.running()
+    monkeypatch.setenv("WRITTEN_BY_A_PACKAGE", "1")
+    assert told(run_warm, script)[0]["parent"] == Server.running().process.pid != before.process.pid
+    assert before.process.poll() is not None and not Path(before.folder.name).exists()

@@ -44,6 +44,7 @@ class Server:
     one: ClassVar[Server | None] = None
 
     def __init__(self) -> None:
+        self.inherited = inherited()
         self.folder = tempfile.TemporaryDirectory(prefix="warm")
         place = Path(self.folder.name)
         self.environment = host_environment(None, place)
@@ -60,9 +61,13 @@ class Server:
 
     @classmethod
     def running(cls) -> Server:
-        """The one of this process, begun anew where it has ended."""
-        if cls.one is None or cls.one.process.poll() is not None:
-            cls.one = cls()
+        """The one of this process, begun anew where it has ended, or where this process's own environment has changed since:
+        some packages write into it.
+        """
+        if cls.one is not None and (cls.one.process.poll() is not None or cls.one.inherited != inherited()):
+            cls.one.close()
+            cls.one = None
+        cls.one = cls.one or cls()
         return cls.one
 
     def fits(self, env: dict[str, str]) -> bool:
@@ -99,5 +104,11 @@ class Server:
 
     def close(self) -> None:
         """End the process."""
+        atexit.unregister(self.close)
         end_group(self.process)
         self.folder.cleanup()
+
+
+def inherited() -> dict[str, str]:
+    """What a process gets from this one's environment and may read during an import."""
+    return {name: value for name, value in os.environ.items() if name not in READ_LATER}
