@@ -65,6 +65,8 @@ JUDGED = ((2.0, 10), (3.0, 5), (3.0, 10))
 UNREAD = ("offload", "profile", "backbone", "max_bad_turns", "pictures_every", "flow_shift", "disc_weights", "decoder")
 """Options that change no figure of these runs."""
 TITLE = "The small Stable Diffusion, a LoRA's last mile through the real host"
+SHOWN = ("1 @ 10", "2 @ 10", "3 @ 5", "3 @ 10", "7 @ 10")
+"""Points of the tables in docs/benchmarks.md."""
 FIGURES = ("fd", "kid", "pixel_fd", "precision", "recall", "well_formed", "novelty")
 
 
@@ -161,9 +163,9 @@ def paragraphs(runs: dict[str, Any], title: str = TITLE, command: str = "small_s
         rows = [[run, *(interval_text(values(runs, run, point, figure)) for figure in FIGURES)] for run in runs]
         yield f"## {point}\n\n" + report.table(["run", *FIGURES], rows)
     yield "## Changes of the Fréchet distance\n\nPaired over seeds, with the exact sign-flip test's p."
-    distances = partial(values, runs, figure="fd")
+    distance = partial(values, runs, figure="fd")
     rows = [
-        [f"{run} against {other}", *(change_text(distances(run, point), distances(other, point)) for point in names)]
+        [f"{run} against {other}", *(change_text(distance(run, point), distance(other, point)) for point in names)]
         for run, other in pairs(runs)
     ]
     yield report.table(["", *names], rows)
@@ -184,34 +186,33 @@ def heldout_runs(results: dict[str, Any]) -> dict[str, Any]:
 
 def summary(runs: dict[str, Any]) -> str:
     """Return the table of docs/benchmarks.md: Fréchet distances, well-formed shares in brackets, means over the seeds."""
-    points = ("1 @ 10", "2 @ 10", "3 @ 5", "3 @ 10", "7 @ 10")
-
-    def mean(run: str, point: str, figure: str) -> float:
-        return statistics.fmean(values(runs, run, point, figure))
-
-    head = ["FD (well-formed share)", *points, "recall, 3 @ 10", "KID, 3 @ 10"]
+    head = ["FD (well-formed share)", *SHOWN, "recall, 3 @ 10", "KID, 3 @ 10"]
     rows = [
-        [
-            run,
-            *(f"{mean(run, point, 'fd'):.2f} ({mean(run, point, 'well_formed'):.2f})" for point in points),
-            f"{mean(run, '3 @ 10', 'recall'):.2f}",
-            f"{mean(run, '3 @ 10', 'kid'):.1f}",
-        ]
-        for run in runs
+        [run, *distances(cells), f"{mean(cells, '3 @ 10', 'recall'):.2f}", f"{mean(cells, '3 @ 10', 'kid'):.1f}"]
+        for run, cells in runs.items()
     ]
     return report.table(head, rows)
 
 
+def distances(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield Fréchet distance and well-formed share at each point that is shown, means over some runs."""
+    for point in SHOWN:
+        yield f"{mean(cells, point, 'fd'):.2f} ({mean(cells, point, 'well_formed'):.2f})"
+
+
+def mean(cells: Sequence[dict[str, Any]], point: str, figure: str) -> float:
+    """Return the mean of a figure at a point over some runs."""
+    return statistics.fmean(cell["scores"][point][figure] for cell in cells)
+
+
 def levers_table(results: dict[str, Any]) -> str:
     """Return the table of docs/benchmarks.md from a store's label -> result: what was tried on validation, run by run."""
-    points = ("1 @ 10", "2 @ 10", "3 @ 5", "3 @ 10", "7 @ 10")
     rows = []
     for recipe, seed in product((FROZEN_TRIALS[0], *LEVERS), (0, 1)):
         cell = results.get(f"validation: {recipe.name}, seed {seed}")
         if cell is not None:
-            figures = (f"{cell['scores'][point]['fd']:.2f} ({cell['scores'][point]['well_formed']:.2f})" for point in points)
-            rows.append([recipe.name, str(seed), *figures])
-    return report.table(["FD (well-formed share)", "seed", *points], rows)
+            rows.append([recipe.name, str(seed), *distances([cell])])
+    return report.table(["FD (well-formed share)", "seed", *SHOWN], rows)
 
 
 def guidance_table(found: dict[str, Any]) -> str:
