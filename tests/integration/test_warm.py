@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tinyhost.run import Runner, host_environment, run_to_end
-from tinyhost.warm import Server, run_warm
+from tinyhost.warm import Server, read_by_imports, run_warm
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
@@ -47,9 +47,14 @@ def told(runner: Runner, script: Path, *arguments: str, **env: str) -> tuple[dic
     return json.loads(out.splitlines()[0]), err
 
 
+def server() -> Server:
+    """The one that a run would be forked from now."""
+    return Server.running(read_by_imports(host_environment(None, Path())))
+
+
 def test_a_script_finds_what_it_finds_when_python_starts_it(script: Path) -> None:
     cold, warm = (told(runner, script, "--a", "é b") for runner in (run_to_end, run_warm))
-    assert warm[0].pop("parent") == Server.running().process.pid
+    assert warm[0].pop("parent") == server().process.pid
     assert cold[0].pop("parent") == os.getpid()
     assert warm == cold
     assert len(warm[0]["hooks"]) == 2 and not warm[0]["plugin"]
@@ -96,14 +101,23 @@ def test_a_timeout_ends_the_process_and_the_next_one_runs(script: Path, tmp_path
 
 
 def test_a_server_that_was_ended_is_begun_anew(script: Path) -> None:
-    before = Server.running().process
+    before = server().process
     before.kill()
     before.wait()
-    assert told(run_warm, script)[0]["parent"] == Server.running().process.pid != before.pid
+    assert told(run_warm, script)[0]["parent"] == server().process.pid != before.pid
 
 
 def test_an_environment_that_has_changed_begins_another_server(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Server.running()
+    before = server()
     monkeypatch.setenv("WRITTEN_BY_A_PACKAGE", "1")
-    assert told(run_warm, script)[0]["parent"] == Server.running().process.pid != before.process.pid
+    assert told(run_warm, script)[0]["parent"] == server().process.pid != before.process.pid
     assert before.process.poll() is not None and not Path(before.folder.name).exists()
+
+
+def test_an_answer_that_came_with_the_one_before_is_not_waited_for(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process has ended before its id is read."""
+    answer = Server.answer
+    monkeypatch.setattr(Server, "answer", lambda self, timeout: (time.sleep(1), answer(self, timeout))[1])
+    script.write_text("", encoding="utf-8")
+    found = run_warm([sys.executable, str(script)], script.parent, host_environment(None, script.parent), 3)
+    assert found == (0, "", "")

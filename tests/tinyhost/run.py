@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import psutil
 
@@ -236,7 +236,7 @@ def run_to_end(command: list[str], cwd: Path, env: dict[str, str], timeout: floa
     return process.returncode, stdout, stderr
 
 
-def end_group(process: subprocess.Popen[str]) -> None:
+def end_group(process: subprocess.Popen[Any]) -> None:
     """End a process with all that it has started, and wait for it."""
     end_all(process.pid)
     process.communicate()

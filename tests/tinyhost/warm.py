@@ -32,10 +32,16 @@ def run_warm(command: list[str], cwd: Path, env: dict[str, str], timeout: float)
 
     Raises `subprocess.TimeoutExpired` after ending all processes of the run.
     """
-    server = Server.running() if hasattr(os, "fork") else None
-    if server is None or command[0] != sys.executable or command[1].startswith("-") or not server.fits(env):
+    usual = read_by_imports(host_environment(None, cwd))
+    is_script = command[0] == sys.executable and not command[1].startswith("-")
+    if not hasattr(os, "fork") or not is_script or read_by_imports(env) != usual:
         return run_to_end(command, cwd, env, timeout)
-    return server.run(command[1:], cwd, env, timeout)
+    return Server.running(usual).run(command[1:], cwd, env, timeout)
+
+
+def read_by_imports(env: dict[str, str]) -> dict[str, str]:
+    """What a process with this environment may read during an import."""
+    return {name: value for name, value in env.items() if name not in READ_LATER}
 
 
 class Server:
@@ -43,44 +49,39 @@ class Server:
 
     one: ClassVar[Server | None] = None
 
-    def __init__(self) -> None:
-        self.inherited = inherited()
+    def __init__(self, read: dict[str, str]) -> None:
+        self.read = read
         self.folder = tempfile.TemporaryDirectory(prefix="warm")
-        place = Path(self.folder.name)
-        self.environment = host_environment(None, place)
-        for name, variable in PLACES.items():
-            (place / f"first-{variable}").mkdir()
-            (place / variable).symlink_to(f"first-{variable}")
-            self.environment[name] = str(place / variable)
+        place, environment = Path(self.folder.name), dict(read)
+        for name, link in PLACES.items():
+            (place / f"first-{link}").mkdir()
+            (place / link).symlink_to(f"first-{link}")
+            environment[name] = str(place / link)
+        # Without buffers: `select` does not see a line that already lies in one.
         self.process = subprocess.Popen(
-            [sys.executable, SERVER, place], env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            encoding="utf-8", start_new_session=True,
+            [sys.executable, SERVER, place], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+            start_new_session=True,
         )  # fmt: skip
         atexit.register(self.close)
         assert self.answer(STARTING) == "ready"
 
     @classmethod
-    def running(cls) -> Server:
-        """The one of this process, begun anew where it has ended, or where this process's own environment has changed since:
+    def running(cls, read: dict[str, str]) -> Server:
+        """The one whose imports have read this, begun anew where it has ended, or where the environment has changed since:
         some packages write into it.
         """
-        if cls.one is not None and (cls.one.process.poll() is not None or cls.one.inherited != inherited()):
+        if cls.one is not None and (cls.one.process.poll() is not None or cls.one.read != read):
             cls.one.close()
             cls.one = None
-        cls.one = cls.one or cls()
+        cls.one = cls.one or cls(read)
         return cls.one
-
-    def fits(self, env: dict[str, str]) -> bool:
-        """True if whatever is read during an import is what this process has read."""
-        names = (self.environment.keys() | env.keys()) - READ_LATER
-        return all(self.environment.get(name) == env.get(name) for name in names)
 
     def run(self, command: list[str], cwd: Path, env: dict[str, str], timeout: float) -> tuple[int, str, str]:
         """As `run_warm`."""
         printed = [Path(self.folder.name) / name for name in ("stdout", "stderr")]
         assert self.process.stdin is not None
         request = {"command": command, "cwd": str(cwd), "env": env, "printed": list(map(str, printed))}
-        print(json.dumps(request), file=self.process.stdin, flush=True)
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
         pid = int(self.answer(STARTING))
         try:
             status = int(self.answer(timeout))
@@ -100,15 +101,10 @@ class Server:
         line = stdout.readline()
         if not line:
             raise RuntimeError("the process that runs of the host are forked from has ended")
-        return str(line).strip()
+        return str(line.decode().strip())
 
     def close(self) -> None:
         """End the process."""
         atexit.unregister(self.close)
         end_group(self.process)
         self.folder.cleanup()
-
-
-def inherited() -> dict[str, str]:
-    """What a process gets from this one's environment and may read during an import."""
-    return {name: value for name, value in os.environ.items() if name not in READ_LATER}
