@@ -247,22 +247,34 @@ def train_to_the_plateau(host: Path, work: Path) -> None:
     write_atomically(PLATEAU.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in log_lines))
 
 
+def host_parser(name: str, description: str | None, seeds: int) -> argparse.ArgumentParser:
+    """Return the parser of a bench that trains by the host."""
+    parser = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=(description or "").split("\n")[0])
+    parser.add_argument("--seeds", type=positive, default=seeds, help=f"runs of each kind (default: {seeds})")
+    parser.add_argument("--host", type=Path, help="sd-scripts' folder (default: the one that the tests use)")
+    parser.add_argument("--out", type=Path, default=DOCUMENTS, help=f"folder of {name}.json (default: docs/benchmarks)")
+    parser.add_argument("--work", type=Path, default=Path(f"{name}_work"), help="folder of LoRAs and pictures")
+    return parser
+
+
+def host_of(given: argparse.Namespace) -> Path:
+    """Return the host that is given or found. Raises SystemExit where there is none."""
+    host: Path | None = given.host or find_host()
+    if host is None:
+        raise SystemExit("no sd-scripts found: give its folder by --host")
+    return host
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run with these arguments, or with the command line's.
 
     Raises SystemExit where no host is found.
     """
-    parser = argparse.ArgumentParser("python -m benchmarks.small_sd", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", type=positive, default=6, help="runs of each kind (default: 6)")
-    parser.add_argument("--host", type=Path, help="sd-scripts' folder (default: the one that the tests use)")
-    parser.add_argument("--out", type=Path, default=DOCUMENTS, help="folder of small_sd.json (default: docs/benchmarks)")
-    parser.add_argument("--work", type=Path, default=Path("small_sd_work"), help="folder of LoRAs and pictures")
+    parser = host_parser("small_sd", __doc__, seeds=6)
     parser.add_argument("--levers", action="store_true", help="run other values of some settings on validation instead")
     parser.add_argument("--plateau", action="store_true", help="train the LoRA that all begin from, into the assets")
     given = parser.parse_args(argv)
-    host = given.host or find_host()
-    if host is None:
-        raise SystemExit("no sd-scripts found: give its folder by --host")
+    host = host_of(given)
     torch.set_num_threads(1)
     if given.plateau:
         train_to_the_plateau(host, given.work)

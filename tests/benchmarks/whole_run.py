@@ -6,21 +6,16 @@ are scored, has chosen nothing; the rate is the one that the last mile's LoRA wa
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo import report
-from adt_plugin.demo.cli import positive
-from benchmarks import DOCUMENTS
 from benchmarks.host_lora import Recipe
-from benchmarks.small_sd import ADT, LR, SHOWN, Bench, distances, mean, paragraphs
-from tinyhost.run import NO_HOST, find_host
+from benchmarks.small_sd import ADT, LR, SHOWN, Bench, distances, heldout_runs, host_of, host_parser, mean, paragraphs
 
 STEPS, LONGER = 2000, 3300
 """Optimizer steps of the command, and plain ones of about the processor time that it takes with `--adt`."""
@@ -43,10 +38,8 @@ def measured(bench: Bench, seeds: Sequence[int]) -> dict[str, list[dict[str, Any
 
 def runs_of(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Return run -> results by seed, from a store's label -> result, in the order of `RUNS`."""
-    return {
-        recipe.name: [cell for label, cell in sorted(results.items()) if label.startswith(f"heldout: {recipe.name}, seed ")]
-        for recipe in RUNS
-    }
+    found = heldout_runs(dict(sorted(results.items())))
+    return {recipe.name: found.get(recipe.name, []) for recipe in RUNS}
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> str:
@@ -69,15 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises SystemExit where no host is found.
     """
-    parser = argparse.ArgumentParser("python -m benchmarks.whole_run", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", type=positive, default=3, help="runs of each kind (default: 3)")
-    parser.add_argument("--host", type=Path, help="sd-scripts' folder (default: the one that the tests use)")
-    parser.add_argument("--out", type=Path, default=DOCUMENTS, help="folder of whole_run.json (default: docs/benchmarks)")
-    parser.add_argument("--work", type=Path, default=Path("whole_run_work"), help="folder of LoRAs and pictures")
-    given = parser.parse_args(argv)
-    host = given.host or find_host()
-    if host is None:
-        raise SystemExit(NO_HOST)
+    given = host_parser("whole_run", __doc__, seeds=3).parse_args(argv)
+    host = host_of(given)
     torch.set_num_threads(1)
     bench = Bench(host, given.out / "whole_run.json", given.work, begin=None)
     runs = measured(bench, range(1, given.seeds + 1))
