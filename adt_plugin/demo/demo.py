@@ -93,7 +93,7 @@ def _run(study: Study, variant: Variant, seed: int, results: DemoResults) -> Non
     waypoints: list[Tuned] = []
 
     def look(tuned: Tuned, progress: float) -> None:
-        if progress >= (len(waypoints) + 1) / CURVE_POINTS:
+        while progress >= (len(waypoints) + 1) / CURVE_POINTS:  # a long step may pass several
             waypoints.append(replace(tuned, unet=tunable_copy(tuned.unet)))
 
     tuned = study.tune(variant.plan, Budget(seconds=results.options.seconds), seed, look)

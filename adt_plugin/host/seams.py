@@ -177,7 +177,7 @@ def rebind(old: Function, new: Function) -> None:
     """Replace `old` by `new` in the namespace of every loaded module that holds it."""
     for module in list(sys.modules.values()):
         namespace = getattr(module, "__dict__", None)
-        if namespace is None:
+        if namespace is None or id(old) not in map(id, list(namespace.values())):  # said at once of thousands of modules
             continue
         for name in [name for name, value in list(namespace.items()) if value is old]:
             namespace[name] = new

@@ -135,15 +135,19 @@ def run(func: Any, args: tuple, kwargs: dict) -> Any:
         return copy(func, args, kwargs)
     if func is aten.set_.source_Tensor:
         raise NotImplementedError("card tensors cannot be given another storage")
-    refuse_mixed_devices(func, args, kwargs)
-    refuse_foreign_generator(func, args, kwargs)
-    if must_wait(func, args, kwargs):
+    leaves = tree_leaves((args, kwargs))
+    from_card = any(isinstance(leaf, CardTensor) for leaf in leaves)
+    if from_card:
+        refuse_mixed_devices(func, leaves)
+    given = [leaf for leaf in leaves if isinstance(leaf, torch._C.Generator)]
+    if any(generator._cdata not in ON_CARD for generator in given):
+        raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu' ({func})")
+    if must_wait(func, args):
         note_wait()
-    given = any(isinstance(leaf, torch._C.Generator) for leaf in tree_leaves((args, kwargs)))
-    result = drawing(func, given, lambda: func(*values(args), **values(on_cpu(kwargs))))
+    result = drawing(func, bool(given), lambda: func(*values(args), **values(on_cpu(kwargs))))
     stays = "device" not in kwargs or kwargs["device"] is None or is_card(kwargs["device"])
     wrapped = tree_map_only(Tensor, CardTensor, result) if stays else result
-    return return_and_correct_aliasing(func, args, kwargs, wrapped) if any_card(args, kwargs) else wrapped
+    return return_and_correct_aliasing(func, args, kwargs, wrapped) if from_card else wrapped
 
 
 def copy(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -178,15 +182,9 @@ def is_card(device: Any) -> bool:
     return torch.device(device).type == NAME
 
 
-def any_card(args: tuple, kwargs: dict) -> bool:
-    return any(isinstance(leaf, CardTensor) for leaf in tree_leaves((args, kwargs)))
-
-
-def refuse_mixed_devices(func: Any, args: tuple, kwargs: dict) -> None:
+def refuse_mixed_devices(func: Any, leaves: list[Any]) -> None:
     """As CUDA's operations do: a CPU tensor may come along as a number (0-dim) and as an index."""
-    if not any_card(args, kwargs):
-        return
-    for leaf in tree_leaves((args, kwargs)):
+    for leaf in leaves:
         if not isinstance(leaf, Tensor) or isinstance(leaf, CardTensor) or leaf.dim() == 0:
             continue
         if func in INDEXING and not leaf.is_floating_point():
@@ -195,13 +193,7 @@ def refuse_mixed_devices(func: Any, args: tuple, kwargs: dict) -> None:
         raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two, {NAME}:0 and cpu! ({func})")
 
 
-def refuse_foreign_generator(func: Any, args: tuple, kwargs: dict) -> None:
-    for leaf in tree_leaves((args, kwargs)):
-        if isinstance(leaf, torch._C.Generator) and leaf._cdata not in ON_CARD:
-            raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu' ({func})")
-
-
-def must_wait(func: Any, args: tuple, kwargs: dict) -> bool:
+def must_wait(func: Any, args: tuple) -> bool:
     """Whether the program needs a value of the card's, or a shape that depends on one, to go on."""
     if func is aten.index.Tensor or func in INDEXING:
         return any(isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1]))

@@ -12,6 +12,7 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from math import log
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,18 @@ class Plan:
 class Bench:
     """One pass over the benchmark: measures what the store does not hold."""
 
-    def __init__(self, plan: Plan, folder: Path, bar: Bar) -> None:
-        self.plan, self.folder, self.bar = plan, folder, bar
-        self.store = CellStore(folder / "cells.json", f"base {plan.base}")
-        chosen_on = Setting(plan.base, "validation", plan.samples, 5, STEPS, ())
-        reported_on = [replace(chosen_on, split="heldout", noise_seed=noise, detect=(5, 10)) for noise in NOISES]
-        self.validation, *self.heldout = (open_study(setting) for setting in (chosen_on, *reported_on))
+    def __init__(self, plan: Plan, store: CellStore, bar: Bar) -> None:
+        self.plan, self.store, self.bar = plan, store, bar
+
+    @cached_property
+    def validation(self) -> Study:
+        """What settings are chosen on."""
+        return open_study(Setting(self.plan.base, "validation", self.plan.samples, 5, STEPS, ()))
+
+    @cached_property
+    def heldout(self) -> list[Study]:
+        """What figures are reported on, a study for each evaluation noise."""
+        return [open_study(Setting(self.plan.base, "heldout", self.plan.samples, noise, STEPS, (5, 10))) for noise in NOISES]
 
     def cell(self, variant: Variant, seed: int, studies: Sequence[Study]) -> list[Cell]:
         """Tune once and score with every study; from the store where it is there."""
@@ -277,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.quick:
         plan = replace(plan, units=20.0, seeds=2, samples=40, quick=True)
     with short_endings(given.out), Bar(plan.units * count_runs(plan)) as bar:
-        write(Bench(plan, given.out, bar).run(), given.out)
+        write(Bench(plan, CellStore(given.out / "cells.json", f"base {plan.base}"), bar).run(), given.out)
     print(f"Written: miniature.md, miniature.json and miniature.png in {given.out.resolve()}")
 
 

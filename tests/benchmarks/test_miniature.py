@@ -14,6 +14,7 @@ from benchmarks import miniature
 from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PLAIN_TRIALS, without_average
 from benchmarks.counting import mean_turns, plain_step, steps_for
 from benchmarks.miniature import Bench, Plan, merit, options_read, paragraphs, what_is_read, write
+from benchmarks.store import CellStore
 from tiny_demo import stop_after
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
@@ -48,13 +49,13 @@ def test_a_half_finished_bench_is_resumed_and_nothing_is_measured_twice(
 ):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(4, patch)
-        Bench(small, tmp_path, Silent()).run()
+        Bench(small, CellStore(tmp_path / "cells.json"), Silent()).run()
     begun = stop_after(1000, monkeypatch)
-    results = Bench(small, tmp_path, Silent()).run()
+    results = Bench(small, CellStore(tmp_path / "cells.json"), Silent()).run()
     # trials: 2 plain + 1 without average, 1 frozen + 1; held-out: the base, then three finalists twice
     assert len(begun) == 3 + 2 + 1 + 3 * 2 - 4
     assert miniature.count_runs(small) == 3 + 2 + 1 + 3 * 2
-    again = Bench(small, tmp_path, Silent()).run()
+    again = Bench(small, CellStore(tmp_path / "cells.json"), Silent()).run()
     assert len(begun) == 8 and again == results
     write(results, tmp_path)
     page = (tmp_path / "miniature.md").read_text(encoding="utf-8")
@@ -63,7 +64,7 @@ def test_a_half_finished_bench_is_resumed_and_nothing_is_measured_twice(
 
 
 def test_the_best_trial_is_the_one_that_goes_on(small: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    bench = Bench(small, tmp_path, Silent())
+    bench = Bench(small, CellStore(tmp_path / "cells.json"), Silent())
     distances = {PLAIN_TRIALS[0].name: 3.0, PLAIN_TRIALS[1].name: 2.0, without_average(PLAIN_TRIALS[1]).name: 4.0}
     monkeypatch.setattr(miniature, "merit", lambda cell: distances[cell])
     monkeypatch.setattr(bench, "trial", lambda variant: variant.name)

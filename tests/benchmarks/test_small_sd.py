@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,22 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from benchmarks import DOCUMENTS, host_demo, small_sd
+from benchmarks import DOCUMENTS, host_demo, host_lora, small_sd
 from benchmarks.host_lora import PLATEAU, POINTS, Recipe, load_denoiser, merge_lora, point_name, score, trained
 from benchmarks.store import CellStore
 from tinyhost.run import OUTPUT_NAME
 
 
-def test_the_lora_at_its_plateau_draws_the_asked_digits_in_the_new_style() -> None:
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A tenth of the training images, which samples are compared with, to be decoded."""
+    monkeypatch.setattr(host_lora, "IMAGES", 200)
+    host_lora.reference.cache_clear()
+    yield
+    host_lora.reference.cache_clear()
+
+
+def test_the_lora_at_its_plateau_draws_the_asked_digits_in_the_new_style(few_images: None) -> None:
     points = [(3.0, 5)]
     base, found = (score(load_denoiser(lora), "validation", 1, 60, points)[point_name(3.0, 5)] for lora in (None, PLATEAU))
     assert found["well_formed"] > 0.7
@@ -74,7 +84,7 @@ def test_the_table_of_guidance_is_what_its_json_says() -> None:
 
 
 def test_the_demo_prints_its_commands_and_compares_what_they_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    few_images: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With LoRAs that are there already: the base's plateau in place of both."""
 
@@ -85,7 +95,7 @@ def test_the_demo_prints_its_commands_and_compares_what_they_made(
         return 1.0
 
     monkeypatch.setattr(host_demo, "train_lora", made)
-    monkeypatch.setattr("benchmarks.host_lora.IMAGES", 3)
+    monkeypatch.setattr(host_lora, "IMAGES", 3)
     monkeypatch.setattr(host_demo, "SAMPLES", 20)
     table = host_demo.run(tmp_path / "host", tmp_path, host_demo.RUNS).splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toml
-from pytest import CaptureFixture
+from pytest import CaptureFixture, MonkeyPatch
 
 from adt_plugin.__main__ import main
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.cost import cli
 from adt_plugin.cost.cli import cost_main, cost_parser, notes, side_of, with_config_file, workload_of
+from adt_plugin.cost.count import Progress, counted
 from adt_plugin.cost.workbench import Workload
+
+COUNTED: dict[tuple[Workload, ADTConfig], Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def counted_once(monkeypatch: MonkeyPatch) -> None:
+    """A count follows from its arguments alone; it takes seconds, and these tests read what is said of it."""
+
+    def found(workload: Workload, config: ADTConfig, progress: Progress) -> Any:
+        if (workload, config) not in COUNTED:
+            COUNTED[workload, config] = counted(workload, config, progress)
+        return COUNTED[workload, config]
+
+    monkeypatch.setattr(cli, "counted", found)
+
 
 TINY_RUN = ["--model", "tiny", "--mixed_precision", "no", "--network_dim", "4", "--adt_disc_width", "16", "--adt_steps", "2"]
 

@@ -48,7 +48,9 @@ def test_the_demo_writes_table_numbers_and_pictures(demo, capsys: pytest.Capture
 
 
 def test_the_demo_takes_several_seeds_on_one_base(demo):
-    cells = json.loads((demo("--seeds", "2") / "results.json").read_text(encoding="utf-8"))["sections"]["demo"]
+    cells = json.loads((demo("--seeds", "2", "--seconds", "1") / "results.json").read_text(encoding="utf-8"))["sections"][
+        "demo"
+    ]
     assert [(cell["run"], cell["seed"]) for cell in cells] == [
         ("base", 0),
         (PLAIN.name, 0),
@@ -63,7 +65,7 @@ def test_ctrl_c_leaves_what_was_finished(
 ):
     stop_after(2, monkeypatch)
     with pytest.raises(SystemExit) as stopped:
-        demo()
+        demo("--seconds", "1")
     assert stopped.value.code == 130
     assert "Interrupted" in capsys.readouterr().out
     table = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from adtruns import assert_trained_with_adt, rows
+from adtruns import assert_trained_with_adt, rows, slow
 from test_faults import with_broken_decoder
 
 from adt_plugin.core.run import state
@@ -36,10 +36,10 @@ def assert_trained_by_two(run: CompletedRun, turns: int) -> None:
 @pytest.mark.parametrize(
     ("script", "options", "turns"),
     [
-        ("train_db.py", (), 3),
+        slow("train_db.py", (), 3),
         ("train_db.py", ACCUMULATED, 6),
         ("fine_tune.py", ("--train_text_encoder",), 3),
-        ("sdxl_train.py", ("--gradient_checkpointing",), 3),
+        slow("sdxl_train.py", ("--gradient_checkpointing",), 3),
         ("sdxl_train.py", ACCUMULATED, 6),
         ("sd3_train.py", ("--mixed_precision", "bf16"), 3),
         ("flux_train.py", ("--gradient_checkpointing", *ACCUMULATED), 6),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tinyhost.run import Runner, host_environment, run_to_end
-from tinyhost.warm import Server, read_by_imports, run_warm
+from tinyhost.warm import SWITCH, Server, read_by_imports, run_warm
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
@@ -68,7 +68,14 @@ def test_each_process_has_folders_of_its_own(script: Path, tmp_path: Path) -> No
 
 
 def test_what_an_import_may_have_read_starts_a_process_of_its_own(script: Path) -> None:
-    assert told(run_warm, script, ADT_PLUGIN_DISABLE="1")[0]["parent"] == os.getpid()
+    assert told(run_warm, script, PYTHONHASHSEED="1")[0]["parent"] == os.getpid()
+
+
+def test_without_the_plugin_processes_have_a_parent_that_never_had_it(script: Path) -> None:
+    cold, warm = (told(runner, script, **{SWITCH: "1"})[0] for runner in (run_to_end, run_warm))
+    assert warm.pop("parent") not in (cold.pop("parent"), server().process.pid)
+    assert warm == cold and warm["hooks"] == ["AfterImport"]
+    assert told(run_warm, script)[0]["parent"] == server().process.pid
 
 
 @pytest.mark.parametrize(

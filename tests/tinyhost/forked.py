@@ -32,6 +32,13 @@ IMPORTED = (
 """None of the host's own, nor the plugin's. What an environment does not have is left out."""
 
 
+def known_models() -> None:
+    """Import every model of transformers', as it does itself to tell what a configuration belongs to."""
+    from transformers import AutoModel
+
+    AutoModel._model_mapping.keys()
+
+
 def requested(folder: Path) -> dict[str, Any]:
     """Wait for requests and fork; returns in the forked process alone, with what it was forked for."""
     print("ready", flush=True)
@@ -67,6 +74,7 @@ def become(request: dict[str, Any]) -> None:
     script = Path(request["command"][0]).resolve()
     sys.argv = list(request["command"])
     sys.path.insert(0, str(script.parent))
+    sys.dont_write_bytecode, sys.pycache_prefix = False, request["bytecode"]  # the host's modules are compiled once
     shrink(request["env"].get("TINYHOST_FAMILY"))
     draw_anew()
 
@@ -94,6 +102,8 @@ if __name__ == "__main__":
     for wanted in IMPORTED:
         with suppress(ImportError):
             import_module(wanted)
+    with suppress(ImportError):
+        known_models()
     gc.collect()
     gc.freeze()
     become(requested(Path(sys.argv[1])))

@@ -2,7 +2,8 @@
 script on the same command line, five of its eight seconds earlier.
 
 `run_warm` takes the place of `run_to_end`. What a process reads while it imports is the same for all that are forked from one;
-a command with an environment of its own, or that is no script for this interpreter, is started as ever.
+there is one for runs with the plugin and one for those that `SWITCH` turns it off in. A command with another environment of its
+own, or that is no script for this interpreter, is started as ever.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from tinyhost.run import end_all, end_group, host_environment, run_to_end
 SERVER = Path(__file__).with_name("forked.py")
 READ_LATER = {*PLACES, "TINYHOST_FAMILY", "TINYHOST_DEPTH", "ACCELERATE_USE_CPU", "PYTEST_CURRENT_TEST"}
 """Variables that a forked process is given in time: nothing that is imported beforehand has read them."""
+SWITCH = "ADT_PLUGIN_DISABLE"
+"""Read as Python starts."""
 STARTING = 120.0
 """Seconds that the imports may take on a busy machine."""
 
@@ -32,11 +35,11 @@ def run_warm(command: list[str], cwd: Path, env: dict[str, str], timeout: float)
 
     Raises `subprocess.TimeoutExpired` after ending all processes of the run.
     """
-    usual = read_by_imports(host_environment(None, cwd))
+    usual, read = (read_by_imports(variables) for variables in (host_environment(None, cwd), env))
     is_script = command[0] == sys.executable and not command[1].startswith("-")
-    if not hasattr(os, "fork") or not is_script or read_by_imports(env) != usual:
+    if not hasattr(os, "fork") or not is_script or read | usual != read or read.keys() - usual.keys() - {SWITCH}:
         return run_to_end(command, cwd, env, timeout)
-    return Server.running(usual).run(command[1:], cwd, env, timeout)
+    return Server.running(read).run(command[1:], cwd, env, timeout)
 
 
 def read_by_imports(env: dict[str, str]) -> dict[str, str]:
@@ -47,7 +50,7 @@ def read_by_imports(env: dict[str, str]) -> dict[str, str]:
 class Server:
     """The process that others are forked from, one at a time; see `forked.py` for what is said to it."""
 
-    one: ClassVar[Server | None] = None
+    by_switch: ClassVar[dict[str | None, Server]] = {}
 
     def __init__(self, read: dict[str, str]) -> None:
         self.read = read
@@ -70,17 +73,18 @@ class Server:
         """The one whose imports have read this, begun anew where it has ended, or where the environment has changed since:
         some packages write into it.
         """
-        if cls.one is not None and (cls.one.process.poll() is not None or cls.one.read != read):
-            cls.one.close()
-            cls.one = None
-        cls.one = cls.one or cls(read)
-        return cls.one
+        switch = read.get(SWITCH)
+        found = cls.by_switch.get(switch)
+        if found is not None and (found.process.poll() is not None or found.read != read):
+            cls.by_switch.pop(switch).close()
+        return cls.by_switch.get(switch) or cls.by_switch.setdefault(switch, cls(read))
 
     def run(self, command: list[str], cwd: Path, env: dict[str, str], timeout: float) -> tuple[int, str, str]:
         """As `run_warm`."""
         printed = [Path(self.folder.name) / name for name in ("stdout", "stderr")]
         assert self.process.stdin is not None
         request = {"command": command, "cwd": str(cwd), "env": env, "printed": list(map(str, printed))}
+        request["bytecode"] = str(Path(self.folder.name) / "bytecode")
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         pid = int(self.answer(STARTING))
         try:
