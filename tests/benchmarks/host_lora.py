@@ -22,7 +22,7 @@ from adt_plugin.demo.data import CLASSES, load_splits
 from adt_plugin.demo.evaluate import CERTAIN
 from adt_plugin.demo.metrics import frechet_distance, kernel_distance, nearest_distance, precision_recall
 from benchmarks.beds.pictures import CAPTIONS
-from benchmarks.beds.small_sd import ASSETS, Denoiser, decoded, encoded, load_network, load_vae, rendered, sample
+from benchmarks.beds.small_sd import ASSETS, Denoiser, Sampler, decoded, encoded, load_network, load_vae, rendered, sample
 from tinyhost.models import HostModel
 from tinyhost.run import host_arguments, host_environment, run_host
 
@@ -193,11 +193,16 @@ def score(
 
 
 @torch.no_grad()
-def images_of(network: nn.Module, noise_seed: int, samples: int, guidance: float, steps: int) -> tuple[Tensor, Tensor]:
-    """Sample `(N, 3, 64, 64)` in [-1, 1] by DDIM, the ten classes in turn; return the images and their classes `(N,)`."""
+def images_of(
+    network: nn.Module, noise_seed: int, samples: int, guidance: float, steps: int, sampler: Sampler | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sample `(N, 3, 64, 64)` in [-1, 1], by DDIM unless told otherwise, the ten classes in turn.
+
+    Returns the images and their classes `(N,)`.
+    """
     noise = torch.randn((samples, 4, 8, 8), generator=torch.Generator().manual_seed(noise_seed))
     asked = torch.arange(samples) % CLASSES
-    return decoded(load_vae(), sample(network, noise, asked, steps, guidance)), asked
+    return decoded(load_vae(), sample(network, noise, asked, steps, guidance, sampler=sampler)), asked
 
 
 @torch.no_grad()

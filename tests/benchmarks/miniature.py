@@ -189,9 +189,11 @@ def values(results: dict[str, Any], run: str, figure: str, steps: int) -> list[f
 def paragraphs(results: dict[str, Any]) -> Iterator[str]:
     """The page `miniature.md`, from the JSON alone."""
     plan = results["plan"]
-    yield "# The miniature, from the plateau"
+    name = name_of(plan["base"])
+    yield "# The miniature, from the plateau" + (f": base {plan['base']}" if plan["base"] else "")
+    option = f" --base {plan['base']}" if plan["base"] else ""
     yield (
-        f"Written by `python -m benchmarks.miniature` in `tests/` from [miniature.json](miniature.json). Every run cost as "
+        f"Written by `python -m benchmarks.miniature{option}` in `tests/` from [{name}.json]({name}.json). Every run cost as "
         f"much as {plan['units']:g} steps of plain training, counted in operations, warm-up included. Figures are means over "
         f"{plan['seeds']} seeds (each the mean over {len(NOISES)} evaluation noises of {plan['samples']} samples), with their "
         "95 % bootstrap interval; held-out split, which has chosen nothing. DDIM, leading."
@@ -266,11 +268,17 @@ def draw_curves(results: dict[str, Any], path: Path) -> None:
     pictures.curves(path, panels)
 
 
+def name_of(base: int) -> str:
+    """How the files of a base's results are called."""
+    return "miniature" if base == 0 else f"miniature_base{base}"
+
+
 def write(results: dict[str, Any], folder: Path) -> None:
-    """Write `miniature.json`, `miniature.md` and `miniature.png`."""
-    write_atomically(folder / "miniature.json", json.dumps(results, indent=1) + "\n")
-    write_atomically(folder / "miniature.md", "\n\n".join(paragraphs(results)) + "\n")
-    draw_curves(results, folder / "miniature.png")
+    """Write `miniature.json`, `miniature.md` and `miniature.png`; those of another base have its number in their names."""
+    name = name_of(results["plan"]["base"])
+    write_atomically(folder / f"{name}.json", json.dumps(results, indent=1) + "\n")
+    write_atomically(folder / f"{name}.md", "\n\n".join(paragraphs(results)) + "\n")
+    draw_curves(results, folder / f"{name}.png")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -285,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plan = replace(plan, units=20.0, seeds=2, samples=40, quick=True)
     with short_endings(given.out), Bar(plan.units * count_runs(plan)) as bar:
         write(Bench(plan, CellStore(given.out / "cells.json", f"base {plan.base}"), bar).run(), given.out)
-    print(f"Written: miniature.md, miniature.json and miniature.png in {given.out.resolve()}")
+    print(f"Written: {name_of(plan.base)}.md, .json and .png in {given.out.resolve()}")
 
 
 def _parser() -> argparse.ArgumentParser:

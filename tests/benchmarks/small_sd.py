@@ -86,14 +86,28 @@ class Bench:
 
     def cell(self, recipe: Recipe, seed: int, split: str) -> dict[str, Any]:
         """Train one LoRA and score it."""
-        label = f"{split}: {recipe.name}, seed {seed}"
-        file = self.work / f"{recipe.name.replace(' ', '_').replace(',', '')}-{seed}.safetensors"
+        file = self.file_of(recipe, seed)
 
         def measured() -> dict[str, Any]:
             seconds = trained(recipe, seed, self.begin, self.host, file)
             return {"seconds": round(seconds), "scores": scored(file, split, 108 + seed, self.samples, file.with_suffix(""))}
 
-        return self.stored(label, (recipe.steps, recipe.lr, options_read(recipe), seed), measured)
+        return self.stored(f"{split}: {recipe.name}, seed {seed}", self.settings(recipe, seed), measured)
+
+    def file_of(self, recipe: Recipe, seed: int) -> Path:
+        """Where a recipe's LoRA lies."""
+        return self.work / f"{recipe.name.replace(' ', '_').replace(',', '')}-{seed}.safetensors"
+
+    def settings(self, recipe: Recipe, seed: int) -> tuple[Any, ...]:
+        """What a recipe's figures depend on, beside what all share."""
+        return recipe.steps, recipe.lr, options_read(recipe), seed
+
+    def lora(self, recipe: Recipe, seed: int) -> Path:
+        """Train one LoRA unless its file is there; return the file."""
+        file = self.file_of(recipe, seed)
+        if not file.is_file():
+            trained(recipe, seed, self.begin, self.host, file)
+        return file
 
     def plateau(self, seed: int, split: str) -> dict[str, Any]:
         """Score the LoRA that all begin from, on the noise of this seed."""
@@ -113,9 +127,13 @@ class Bench:
         """Run each trial once on validation; return the best."""
         return min(trials, key=lambda recipe: merit(self.cell(recipe, 0, "validation")))
 
+    def finalists(self) -> list[Recipe]:
+        """Return the rivals that were best on validation, which are tried where the store has no trials, and ADT."""
+        return [replace(self.best(PLAIN_TRIALS), steps=PLAIN_STEPS), self.best(FROZEN_TRIALS), ADT]
+
     def run(self, seeds: int) -> dict[str, Any]:
         """Measure everything; return label -> result."""
-        finalists = [replace(self.best(PLAIN_TRIALS), steps=PLAIN_STEPS), self.best(FROZEN_TRIALS), ADT]
+        finalists = self.finalists()
         runs: dict[str, list[dict[str, Any]]] = {"the plateau": []} | {recipe.name: [] for recipe in finalists}
         for seed in range(1, seeds + 1):
             runs["the plateau"].append(self.plateau(seed, "heldout"))
@@ -196,8 +214,12 @@ def summary(runs: dict[str, Any]) -> str:
 
 def distances(cells: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield Fréchet distance and well-formed share at each point that is shown, means over some runs."""
-    for point in SHOWN:
-        yield f"{mean(cells, point, 'fd'):.2f} ({mean(cells, point, 'well_formed'):.2f})"
+    yield from (distance_and_share(cells, point) for point in SHOWN)
+
+
+def distance_and_share(cells: Sequence[dict[str, Any]], point: str) -> str:
+    """Format Fréchet distance and well-formed share at a point, means over some runs."""
+    return f"{mean(cells, point, 'fd'):.2f} ({mean(cells, point, 'well_formed'):.2f})"
 
 
 def mean(cells: Sequence[dict[str, Any]], point: str, figure: str) -> float:
@@ -247,10 +269,11 @@ def train_to_the_plateau(host: Path, work: Path) -> None:
     write_atomically(PLATEAU.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in log_lines))
 
 
-def host_parser(name: str, description: str | None, seeds: int) -> argparse.ArgumentParser:
-    """Return the parser of a bench that trains by the host."""
+def host_parser(name: str, description: str | None, seeds: int = 0) -> argparse.ArgumentParser:
+    """Return the parser of a bench that trains by the host; without seeds there is no option for them."""
     parser = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=(description or "").split("\n")[0])
-    parser.add_argument("--seeds", type=positive, default=seeds, help=f"runs of each kind (default: {seeds})")
+    if seeds:
+        parser.add_argument("--seeds", type=positive, default=seeds, help=f"runs of each kind (default: {seeds})")
     parser.add_argument("--host", type=Path, help="sd-scripts' folder (default: the one that the tests use)")
     parser.add_argument("--out", type=Path, default=DOCUMENTS, help=f"folder of {name}.json (default: docs/benchmarks)")
     parser.add_argument("--work", type=Path, default=Path(f"{name}_work"), help="folder of LoRAs and pictures")

@@ -8,15 +8,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from benchmarks import DOCUMENTS, host_demo, host_lora, small_sd
-from benchmarks.host_lora import PLATEAU, POINTS, Recipe, load_denoiser, merge_lora, point_name, score, trained
+from benchmarks.beds.pictures import CAPTIONS
+from benchmarks.beds.small_sd import decoded, load_vae, sample
+from benchmarks.host_lora import (
+    MODEL,
+    PLATEAU,
+    POINTS,
+    SCRIPT,
+    Recipe,
+    load_denoiser,
+    lora_options,
+    merge_lora,
+    point_name,
+    score,
+    trained,
+)
 from benchmarks.store import CellStore
-from tinyhost.run import OUTPUT_NAME
+from tinyhost.models import write_images
+from tinyhost.run import OUTPUT_NAME, run_host
+from tinyhost.warm import run_warm
 
 
 @pytest.fixture
@@ -116,3 +134,25 @@ def test_the_host_goes_on_from_the_plateau(host_dir: Path, adt: tuple[str, ...],
     before, after = load_file(PLATEAU), load_file(made)
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_hosts_own_previews_are_what_is_scored(host_dir: Path, tmp_path: Path) -> None:
+    """Sampled by sd-scripts while it trains, and by diffusers as the benchmark does, from the same noise.
+
+    By Euler: with DDIM, which is its default, sd-scripts limits the predicted latents to [-1, 1], which these exceed.
+    """
+    labels, steps, guidance = (3, 7), 10, 3
+    prompts, images = tmp_path / "prompts.txt", write_images(tmp_path / "images")
+    lines = [f"{CAPTIONS[label]} --w 64 --h 64 --s {steps} --l {guidance} --d {label}" for label in labels]
+    prompts.write_text("\n".join(lines), encoding="utf-8")
+    options = [*lora_options(Recipe("previews", 1, "1e-3"), 1, PLATEAU), "--sample_prompts", prompts, "--sample_at_first"]
+    options += ["--sample_sampler", "euler"]
+    run_host(SCRIPT, *options, host_dir=host_dir, model=MODEL, images=images, output_dir=tmp_path, runner=run_warm).check()
+    network, vae = load_denoiser(PLATEAU), load_vae()
+    euler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    for label, path in zip(labels, sorted((tmp_path / "sample").glob("*.png")), strict=True):
+        noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(label))
+        ours = decoded(vae, sample(network, noise, torch.tensor([label]), steps, guidance, sampler=euler))[0]
+        with Image.open(path) as picture:
+            theirs = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1) / 127.5 - 1
+        assert (ours - theirs).abs().mean() < 0.01

@@ -176,16 +176,30 @@ def tokenizer() -> Any:
     return found
 
 
+Sampler = Any
+"""A scheduler of diffusers'."""
+
+
 @torch.no_grad()
-def sample(denoiser: nn.Module, noise: Tensor, labels: Tensor, steps: int, guidance: float, chunk: int = 100) -> Tensor:
-    """Return latents `(N, 4, 8, 8)` sampled by diffusers' DDIM from white noise, in `steps` steps."""
-    scheduler, parts = models.scheduler(), []
-    scheduler.set_timesteps(steps)
+def sample(
+    denoiser: nn.Module,
+    noise: Tensor,
+    labels: Tensor,
+    steps: int,
+    guidance: float,
+    chunk: int = 100,
+    sampler: Sampler | None = None,
+) -> Tensor:
+    """Return latents `(N, 4, 8, 8)` sampled from white noise in `steps` steps, by diffusers' DDIM unless told otherwise."""
+    scheduler, parts = models.scheduler() if sampler is None else sampler, []
     for x, y in zip(noise.split(chunk), labels.split(chunk), strict=True):
+        scheduler.set_timesteps(steps)  # anew, since some keep earlier predictions
+        x = x * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
-            out = denoiser(x, t.expand(len(x)), y)
+            scaled = scheduler.scale_model_input(x, t)
+            out = denoiser(scaled, t.expand(len(x)), y)
             if guidance != 1:
-                out = torch.lerp(denoiser(x, t.expand(len(x)), torch.full_like(y, CLASSES)), out, guidance)
+                out = torch.lerp(denoiser(scaled, t.expand(len(x)), torch.full_like(y, CLASSES)), out, guidance)
             x = scheduler.step(out, t, x).prev_sample
         parts.append(x)
     return torch.cat(parts)

@@ -1,0 +1,245 @@
+"""`python -m benchmarks.curve BED`: distance against cost, from the plateau, on the held-out split; resumable.
+
+Plain training, frozen heads, ADT as it ships, and ADT with the defaults that it had before, each for several budgets. On the
+miniature a budget is counted in plain steps; on the small Stable Diffusion it is what the run took in processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adt_plugin.demo import pictures, report
+from adt_plugin.demo.cells import Cell
+from adt_plugin.demo.cli import positive
+from adt_plugin.demo.progress import Bar
+from adt_plugin.demo.study import Setting, open_study
+from adt_plugin.demo.variants import ADT, BASE, Variant, changed
+from benchmarks import DOCUMENTS, miniature, small_sd
+from benchmarks.ablations import FROZEN_TRIALS, PLAIN_TRIALS, without_average
+from benchmarks.host_lora import Recipe
+from benchmarks.store import CellStore
+from tinyhost.run import find_host
+
+Point = tuple[float, dict[str, tuple[float, float]]]
+"""What a run cost, and at every point of sampling its Fréchet distance and its share of well-formed digits."""
+Groups = Mapping[str, Mapping[str, Any]]
+"""Everything that the store holds: group -> label -> result."""
+
+FORMER = {
+    "weight": 1.0, "max_grad_ratio": 3.0, "start_min": 0.0, "every": 2, "warmup": 100,
+    "disc_loss": "hinge", "disc_penalty": 0.0, "disc_steps": 1, "disc_lr": 5e-4,
+}  # fmt: skip
+"""The defaults before heads learnt from earlier turns, as far as both beds read them."""
+AS_BEFORE = "ADT, former defaults"
+
+# The miniature
+
+BUDGETS = (350.0, 700.0, 1400.0)
+"""In steps of plain training."""
+NOISE = miniature.NOISES[0]
+
+
+def published() -> dict[str, Any]:
+    """Everything that the miniature's benchmark found."""
+    found: dict[str, Any] = json.loads((DOCUMENTS / "miniature.json").read_text(encoding="utf-8"))
+    return found
+
+
+def variants() -> dict[str, Variant]:
+    """Return run -> how it is tuned: the rivals that were best on validation, and ADT."""
+    chosen = published()["finalists"]
+    trials = (*PLAIN_TRIALS, *FROZEN_TRIALS)
+    by_name = {variant.name: variant for trial in trials for variant in (trial, without_average(trial))}
+    rivals = {name: by_name[chosen[name]] for name in (miniature.PLAIN, miniature.FROZEN)}
+    return rivals | {AS_BEFORE: Variant(AS_BEFORE, changed(FORMER)), "ADT": ADT}
+
+
+def is_published(run: str, units: float) -> bool:
+    """Return whether the miniature's benchmark holds a run at this budget."""
+    found = published()
+    return units == found["plan"]["units"] and run in found["heldout"]
+
+
+def run_miniature(out: Path, seeds: int) -> None:
+    """Measure what neither the store nor the miniature's benchmark holds."""
+    study = open_study(Setting(0, "heldout", miniature.Plan.samples, NOISE, miniature.STEPS, ()))
+    wanted = [
+        (units, run, seed) for units in BUDGETS for run in variants() if not is_published(run, units) for seed in range(seeds)
+    ]
+    with Bar(sum(units for units, _, _ in wanted)) as bar:
+        for units, run, seed in wanted:
+            bench = miniature.Bench(
+                miniature.Plan(units=units), CellStore(out / "curve.json", f"miniature, {units:g} steps"), bar
+            )
+            bench.cell(variants()[run], seed, [study])
+
+
+def miniature_points(groups: Groups) -> Iterator[tuple[str, Point]]:
+    """Yield run and point of every cell of the miniature's, those of its benchmark among them."""
+    found = published()
+    for run, by_seed in found["heldout"].items():
+        for noises in by_seed:
+            yield run, (0.0 if run == BASE.name else found["plan"]["units"], of_cell(noises[0]))
+    names = {variant.name: run for run, variant in variants().items()}
+    for units in BUDGETS:
+        for label, result in groups.get(f"miniature, {units:g} steps", {}).items():
+            run = names[label.removeprefix("heldout: ").rpartition(", seed ")[0]]
+            yield run, (units, of_cell(result["cells"][0]))
+
+
+def of_cell(cell: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Return the figures of a cell of the miniature's."""
+    scores = Cell.from_values(cell).scores["ddim"]
+    return {f"{steps} steps": (scores[steps].fd, scores[steps].well_formed) for steps in miniature.STEPS}
+
+
+# The small Stable Diffusion
+
+
+def former_options() -> tuple[str, ...]:
+    """The former defaults as the host's command line has them; turns then kept the run's rate and walked without guidance."""
+    given = FORMER | {"cfg_scale": 1, "lr": 0}
+    return (*small_sd.HEADS, *(str(part) for name, value in given.items() for part in (f"--adt_{name}", value)))
+
+
+FROZEN = small_sd.FROZEN_TRIALS[0]
+PLAIN = replace(small_sd.PLAIN_TRIALS[-1], steps=small_sd.PLAIN_STEPS)
+LONG: tuple[tuple[str, Recipe], ...] = (
+    *((miniature.PLAIN, replace(PLAIN, steps=PLAIN.steps * times)) for times in (1, 2)),
+    *((miniature.FROZEN, replace(FROZEN, steps=steps)) for steps in (80, 160, 320)),
+    *(("ADT", replace(small_sd.ADT, steps=steps)) for steps in (80, 160, 320)),
+    *((AS_BEFORE, Recipe(AS_BEFORE, steps, small_sd.LR, former_options())) for steps in (200, 400)),
+)
+"""Run, and how its LoRA is trained; each once."""
+SEED = 1
+
+
+def labelled(recipe: Recipe) -> Recipe:
+    """The same with its number of steps in its name, by which it is stored."""
+    return replace(recipe, name=f"{recipe.name}, {recipe.steps} steps")
+
+
+def run_small_sd(out: Path, seeds: int) -> None:
+    """Measure what the store does not hold.
+
+    Raises SystemExit where no host is found.
+    """
+    host = find_host()
+    if host is None:
+        raise SystemExit("no sd-scripts found: say where by SD_SCRIPTS_DIR")
+    torch.set_num_threads(1)
+    bench = small_sd.Bench(host, out / "curve.json", out / "curve_work")
+    bench.store.group = "small SD"
+    for seed in range(SEED, SEED + seeds):
+        bench.plateau(seed, "heldout")
+        for _, recipe in LONG:
+            bench.cell(labelled(recipe), seed, "heldout")
+
+
+def small_sd_points(groups: Groups) -> Iterator[tuple[str, Point]]:
+    """Yield run and point of every cell of the small Stable Diffusion's."""
+    names = {labelled(recipe).name: run for run, recipe in LONG} | {"plateau": BASE.name}
+    for label, result in groups.get("small SD", {}).items():
+        run = names[label.removeprefix("heldout: ").rpartition(", seed ")[0]]
+        found = {point: (result["scores"][point]["fd"], result["scores"][point]["well_formed"]) for point in small_sd.SHOWN}
+        yield run, (float(result["seconds"]), found)
+
+
+# Both
+
+
+@dataclass(frozen=True)
+class Bed:
+    """What is measured on a bed, and how its pages call it.
+
+    Attributes:
+        run: measures what the store in a folder does not hold, with so many seeds.
+        points: of everything that the store holds.
+        cost: name of the unit.
+        shown: the point of sampling that the picture shows.
+    """
+
+    run: Callable[[Path, int], None]
+    points: Callable[[Groups], Iterator[tuple[str, Point]]]
+    cost: str
+    seeds: int
+    shown: str
+
+
+BEDS = {
+    "miniature": Bed(run_miniature, miniature_points, "cost, in plain steps", 2, "10 steps"),
+    "small_sd": Bed(run_small_sd, small_sd_points, "processor time, s", 1, "3 @ 10"),
+}
+
+
+def averaged(bed: Bed, groups: Groups) -> dict[str, list[list[Point]]]:
+    """Return run -> the points of all its seeds, those of about one cost together, the cheapest first."""
+    found: dict[str, list[list[Point]]] = {}
+    for run, point in sorted(bed.points(groups), key=lambda item: item[1][0]):
+        budgets = found.setdefault(run, [])
+        if not budgets or point[0] > 1.3 * budgets[-1][0][0]:  # budgets lie further apart, seeds nearer together
+            budgets.append([])
+        budgets[-1].append(point)
+    return found
+
+
+def table(bed: Bed, groups: Groups) -> str:
+    """Return the bed's table of docs/benchmarks.md: means over the seeds."""
+    rows, names = [], []
+    for run, budgets in averaged(bed, groups).items():
+        for points in budgets:
+            names = list(points[0][1])
+            figures = [[point[1][name] for point in points] for name in names]
+            texts = [
+                " ".join(("{:.2f}", "({:.2f})")).format(*map(statistics.fmean, zip(*found, strict=True))) for found in figures
+            ]
+            rows.append([run, f"{statistics.fmean(point[0] for point in points):.0f}", str(len(points)), *texts])
+    return report.table(["FD (well-formed share)", bed.cost, "seeds", *names], rows)
+
+
+def draw(groups: Groups, path: Path) -> None:
+    """Distance against cost, a panel for each bed; every line begins at the plateau."""
+    panels = {}
+    for bed in BEDS.values():
+        found = averaged(bed, groups)
+        if len(found) < 2:
+            continue
+        (start,) = found.pop(BASE.name)
+        begin = (0.0, statistics.fmean(point[1][bed.shown][0] for point in start))
+        panels[(f"Fréchet distance, {bed.shown}", bed.cost)] = {
+            run: [
+                [begin, *((statistics.fmean(p[0] for p in points), points[seed][1][bed.shown][0]) for points in budgets)]
+                for seed in range(min(map(len, budgets)))
+            ]
+            for run, budgets in found.items()
+        }
+    pictures.curves(path, panels)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run with these arguments, or with the command line's.
+
+    Raises SystemExit where no host is found.
+    """
+    parser = argparse.ArgumentParser("python -m benchmarks.curve", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("beds", nargs="+", choices=BEDS)
+    parser.add_argument("--seeds", type=positive, help="runs of each point (default: 2 on the miniature, 1 on the small SD)")
+    parser.add_argument("--out", type=Path, default=DOCUMENTS, help="folder of curve.json (default: docs/benchmarks)")
+    given = parser.parse_args(argv)
+    for name in given.beds:
+        BEDS[name].run(given.out, given.seeds or BEDS[name].seeds)
+    groups = CellStore(given.out / "curve.json").results()
+    draw(groups, given.out / "curve.png")
+    print("\n\n".join(table(bed, groups) for bed in BEDS.values()))
+
+
+if __name__ == "__main__":
+    main()

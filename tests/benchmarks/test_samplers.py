@@ -1,0 +1,60 @@
+"""The bench of other samplers: each of them samples, its figures are told apart, and its table is what its JSON says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import DOCUMENTS, samplers, small_sd
+from benchmarks.beds.small_sd import sample
+from benchmarks.samplers import POINTS, name_of, sampler_of
+from benchmarks.store import CellStore
+from tinyhost.models import scheduler
+
+
+class Oracle(nn.Module):
+    """Knows the image of every class, and so the noise."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.images, self.alphas = images, scheduler().alphas_cumprod
+
+    def forward(self, latents: Tensor, timesteps: Tensor, classes: Tensor) -> Tensor:
+        kept = self.alphas[timesteps.long()].view(-1, 1, 1, 1)
+        return (latents - kept.sqrt() * self.images[classes]) / (1 - kept).sqrt()
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in POINTS}))
+def test_every_sampler_comes_to_the_image_that_the_denoiser_knows(name: str) -> None:
+    images = torch.randn((11, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+    noise = torch.randn((6, 4, 8, 8), generator=torch.Generator().manual_seed(2))
+    labels = torch.arange(6)
+    found = sample(Oracle(images), noise, labels, 10, guidance=1.0, chunk=4, sampler=sampler_of(name))
+    assert (found - images[:6]).abs().mean() < 0.06  # leading steps end a little before the image
+
+
+def cell(value: float) -> dict[str, Any]:
+    """Scores that all have this value."""
+    return {"scores": {name_of(*point): {"fd": value, "well_formed": value} for point in POINTS}}
+
+
+def test_the_table_has_means_and_the_changes_of_adt() -> None:
+    results = {f"heldout: {name}, seed {seed}": cell(value * seed) for name, value in (("plateau", 4), (small_sd.ADT.name, 3))
+               for seed in (1, 2)}  # fmt: skip
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in samplers.summary(results).splitlines()[2:]]
+    assert [row[:3] for row in rows] == [
+        ["plateau", "2", "6.00 (6.00)"],
+        [small_sd.ADT.name, "2", "4.50 (4.50)"],
+        ["ADT against plateau", "", "-25 %"],
+    ]
+
+
+def test_the_table_is_what_the_json_says() -> None:
+    path = DOCUMENTS / "samplers.json"
+    if not path.exists():
+        pytest.skip("nothing is published yet: docs/benchmarks.md says so")
+    ((_, results),) = CellStore(path).results().items()
+    assert samplers.summary(results) in (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
