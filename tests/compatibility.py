@@ -55,7 +55,6 @@ NOT_RUN = {
     "LoRA with several processes": "fails in the plain host on a CPU, but for `--deepspeed`; docs/reliability.md has what was "
     "tested",
     "`--deepspeed` on a GPU": "needs one; on a CPU it runs with gloo, and with fp16 where the tests let a CPU have it",
-    "`--deepspeed --offload_optimizer_device cpu`": "not run: DeepSpeed compiles an optimizer of its own for it first",
     "`--deepspeed` with a state at the end of a run, and with `train_db.py`": "fail in the plain host; states on the way are "
     "saved and resumed",
     "`--xformers`, `--mem_eff_attn`, sage attention": "need a GPU",

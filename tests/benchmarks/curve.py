@@ -24,9 +24,8 @@ from adt_plugin.demo.study import Setting, open_study
 from adt_plugin.demo.variants import ADT, BASE, Variant, changed
 from benchmarks import DOCUMENTS, miniature, small_sd
 from benchmarks.ablations import FROZEN_TRIALS, PLAIN_TRIALS, without_average
-from benchmarks.host_lora import Recipe
+from benchmarks.host_lora import Recipe, host_folder
 from benchmarks.store import CellStore
-from tinyhost.run import find_host
 
 Point = tuple[float, dict[str, tuple[float, float]]]
 """What a run cost, and at every point of sampling its Fréchet distance and its share of well-formed digits."""
@@ -128,15 +127,9 @@ def labelled(recipe: Recipe) -> Recipe:
 
 
 def run_small_sd(out: Path, seeds: int) -> None:
-    """Measure what the store does not hold.
-
-    Raises SystemExit where no host is found.
-    """
-    host = find_host()
-    if host is None:
-        raise SystemExit("no sd-scripts found: say where by SD_SCRIPTS_DIR")
+    """Measure what the store does not hold. Raises SystemExit where no host is found."""
     torch.set_num_threads(1)
-    bench = small_sd.Bench(host, out / "curve.json", out / "curve_work")
+    bench = small_sd.Bench(host_folder(None), out / "curve.json", out / "curve_work")
     bench.store.group = "small SD"
     for seed in range(SEED, SEED + seeds):
         bench.plateau(seed, "heldout")

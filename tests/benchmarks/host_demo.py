@@ -18,8 +18,10 @@ from adt_plugin.demo import pictures, report
 from benchmarks.host_lora import (
     PLATEAU,
     Recipe,
+    add_host_argument,
     command_line,
     figures,
+    host_folder,
     images_of,
     load_denoiser,
     point_name,
@@ -27,7 +29,7 @@ from benchmarks.host_lora import (
     write_training_images,
 )
 from benchmarks.small_sd import ADT, LR, PLAIN, PLAIN_STEPS
-from tinyhost.run import NO_HOST, OUTPUT_NAME, find_host
+from tinyhost.run import OUTPUT_NAME
 
 RUNS = {"plain training": Recipe(PLAIN, PLAIN_STEPS, LR), "ADT": ADT}
 POINTS = ((3.0, 5), (3.0, 10))
@@ -81,13 +83,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises SystemExit where no host is found.
     """
     parser = argparse.ArgumentParser("python -m benchmarks.host_demo", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--host", type=Path, help="sd-scripts' folder (default: the one that the tests use)")
+    add_host_argument(parser)
     parser.add_argument("--out", type=Path, default=Path("adt_host_demo"), help="folder (default: adt_host_demo)")
     given = parser.parse_args(argv)
-    host = given.host or find_host()
-    if host is None:
-        raise SystemExit(NO_HOST)
-    print(run(host.resolve(), given.out.resolve(), RUNS))
+    print(run(host_folder(given.host), given.out.resolve(), RUNS))
     print(f"Written: results.md and samples.png in {given.out.resolve()}")
 
 

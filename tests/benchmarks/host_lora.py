@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import shlex
@@ -24,7 +25,7 @@ from adt_plugin.demo.metrics import frechet_distance, kernel_distance, nearest_d
 from benchmarks.beds.pictures import CAPTIONS
 from benchmarks.beds.small_sd import ASSETS, Denoiser, Sampler, decoded, encoded, load_network, load_vae, rendered, sample
 from tinyhost.models import HostModel
-from tinyhost.run import host_arguments, host_environment, run_host
+from tinyhost.run import NO_HOST, find_host, host_arguments, host_environment, run_host
 
 STYLE, IMAGES = "paper", 2000
 PLATEAU = ASSETS / "lora.safetensors"
@@ -67,6 +68,19 @@ class Reference:
     images: Tensor
     features: Tensor
     train: Tensor
+
+
+def add_host_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option for `host_folder`."""
+    parser.add_argument("--host", type=Path, help="sd-scripts' folder (default: the one that the tests use)")
+
+
+def host_folder(given: Path | None) -> Path:
+    """Return the host's folder that is given, or the one that is found. Raises SystemExit where there is none."""
+    found = given or find_host()
+    if found is None:
+        raise SystemExit(f"{NO_HOST}, or give its folder by --host")
+    return found.resolve()
 
 
 def write_training_images(folder: Path) -> Path:

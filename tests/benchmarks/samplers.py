@@ -14,9 +14,9 @@ import torch
 
 from adt_plugin.demo import report
 from benchmarks.beds.small_sd import Sampler
-from benchmarks.host_lora import PLATEAU, Recipe, figures, images_of, load_denoiser
+from benchmarks.host_lora import PLATEAU, Recipe, figures, host_folder, images_of, load_denoiser
 from benchmarks.intervals import paired_change
-from benchmarks.small_sd import ADT, Bench, distance_and_share, heldout_runs, host_of, host_parser, values
+from benchmarks.small_sd import ADT, Bench, distance_and_share, heldout_runs, host_parser, values
 from benchmarks.store import CellStore
 from tinyhost.models import scheduler
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = host_parser("samplers", __doc__)
     given = parser.parse_args(argv)
-    host = host_of(given)
+    host = host_folder(given.host)
     torch.set_num_threads(1)
     bench = Bench(host, given.out / "small_sd.json", given.work)
     store = CellStore(given.out / "samplers.json", bench.store.group)

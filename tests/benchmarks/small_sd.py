@@ -26,10 +26,22 @@ from adt_plugin.demo import report
 from adt_plugin.demo.cli import positive
 from adt_plugin.options import add_adt_arguments, from_namespace
 from benchmarks import DOCUMENTS
-from benchmarks.host_lora import FLAGS, IMAGES, OPTIONS, PLATEAU, POINTS, STYLE, Recipe, point_name, scored, trained
+from benchmarks.host_lora import (
+    FLAGS,
+    IMAGES,
+    OPTIONS,
+    PLATEAU,
+    POINTS,
+    STYLE,
+    Recipe,
+    add_host_argument,
+    host_folder,
+    point_name,
+    scored,
+    trained,
+)
 from benchmarks.intervals import change_text, interval_text
 from benchmarks.store import CellStore, options_but
-from tinyhost.run import find_host
 
 TO_THE_PLATEAU = (Recipe("first", 2000, "3e-3"), Recipe("second", 4000, "3e-3"))
 """One after the other, each with its own cosine."""
@@ -274,18 +286,10 @@ def host_parser(name: str, description: str | None, seeds: int = 0) -> argparse.
     parser = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=(description or "").split("\n")[0])
     if seeds:
         parser.add_argument("--seeds", type=positive, default=seeds, help=f"runs of each kind (default: {seeds})")
-    parser.add_argument("--host", type=Path, help="sd-scripts' folder (default: the one that the tests use)")
+    add_host_argument(parser)
     parser.add_argument("--out", type=Path, default=DOCUMENTS, help=f"folder of {name}.json (default: docs/benchmarks)")
     parser.add_argument("--work", type=Path, default=Path(f"{name}_work"), help="folder of LoRAs and pictures")
     return parser
-
-
-def host_of(given: argparse.Namespace) -> Path:
-    """Return the host that is given or found. Raises SystemExit where there is none."""
-    host: Path | None = given.host or find_host()
-    if host is None:
-        raise SystemExit("no sd-scripts found: give its folder by --host")
-    return host
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -297,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--levers", action="store_true", help="run other values of some settings on validation instead")
     parser.add_argument("--plateau", action="store_true", help="train the LoRA that all begin from, into the assets")
     given = parser.parse_args(argv)
-    host = host_of(given)
+    host = host_folder(given.host)
     torch.set_num_threads(1)
     if given.plateau:
         train_to_the_plateau(host, given.work)

@@ -14,8 +14,8 @@ import torch
 
 from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo import report
-from benchmarks.host_lora import Recipe
-from benchmarks.small_sd import ADT, LR, SHOWN, Bench, distances, heldout_runs, host_of, host_parser, mean, paragraphs
+from benchmarks.host_lora import Recipe, host_folder
+from benchmarks.small_sd import ADT, LR, SHOWN, Bench, distances, heldout_runs, host_parser, mean, paragraphs
 
 STEPS, LONGER = 2000, 3300
 """Optimizer steps of the command, and plain ones of about the processor time that it takes with `--adt`."""
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises SystemExit where no host is found.
     """
     given = host_parser("whole_run", __doc__, seeds=3).parse_args(argv)
-    host = host_of(given)
+    host = host_folder(given.host)
     torch.set_num_threads(1)
     bench = Bench(host, given.out / "whole_run.json", given.work, begin=None)
     runs = measured(bench, range(1, given.seeds + 1))

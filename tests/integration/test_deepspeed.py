@@ -133,3 +133,12 @@ def test_a_third_stage_is_refused_before_anything_is_loaded(run_tiny: TinyRun, a
     run = run_tiny(*adt_options, *zero(3))
     assert run.returncode != 0 and "adt_plugin: --zero_stage 3 cannot be combined with --adt, because it" in run.log
     assert "preparing accelerator" not in run.log
+
+
+def test_an_optimizer_in_the_computers_memory_trains(
+    run_tiny: TinyRun, adt_options: Options, alone: dict[str, str], cell: Cell
+) -> None:
+    """DeepSpeed compiles an Adam of its own for it, which takes a minute once."""
+    cell("train_network.py", "--deepspeed --zero_stage 2 --offload_optimizer_device cpu")
+    options = ("--max_train_steps", "3", *adt_options, *zero(2), "--offload_optimizer_device", "cpu")
+    assert_trained_with_adt(run_tiny(*options, env=alone, timeout=900), turns=3)
