@@ -35,6 +35,7 @@ from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.deepspeed import engine_of, loss_scale_of, skipping
 from adt_plugin.host.families import Family
 from adt_plugin.host.feedback import Feedback
+from adt_plugin.host.moments import expect_growth, growth
 from adt_plugin.host.progress import Progress
 from adt_plugin.host.rate import RestartedRate
 from adt_plugin.host.resume import load_heads
@@ -161,6 +162,8 @@ class Run:
             SeamError: guidance was asked for, and the empty prompt has never been encoded.
         """
         host_seconds, interval = batch.host_seconds, Interval(self.accelerator.device)
+        if self._follows_plain_steps(step):
+            expect_growth(self.rate.optimizers, growth(self.config))
         self.progress.begin(batch, step)
         given = self._given(batch, backward, with_graph) | {"overflowed": self._overflow_test(), "loss": loss}
         report = self._in_memory(step, lambda: self.headroom.make_turn(**given))
@@ -170,6 +173,11 @@ class Run:
         self.progress.go_on(batch, step)
         self.say(self.story.tell(report, interval.seconds()))
         self._examine(report)
+
+    def _follows_plain_steps(self, step: int) -> bool:
+        """Return whether the next turn is the first after the warm-up, in a run that was training before its warm-up."""
+        warmup = self.turn.schedule.warmup
+        return self.turn.turns == warmup and step * self.accelerator.gradient_accumulation_steps > warmup
 
     def rehearse(self, batch: Predicted, step: int, backward: Backward, with_graph: Callable[[DenoiserCall], Denoiser]) -> None:
         """Rehearse a turn on a batch that is larger than those before it, on a device whose memory is limited.

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tinyhost.run import host_environment
 
 UNCOLLECTABLE = "tests/test_optimizer.py"
@@ -22,6 +24,8 @@ def outcome(host_dir: Path, tmp_path: Path, disabled: str) -> str:
 
 
 def test_they_pass_alike(host_dir: Path, tmp_path: Path) -> None:
+    if not list((host_dir / "tests").glob("test_*.py")):
+        pytest.skip("this version of sd-scripts has no tests")
     with_plugin = outcome(host_dir, tmp_path, "0")
     assert with_plugin == outcome(host_dir, tmp_path, "1")
     assert re.match(r"\d+ passed", with_plugin)

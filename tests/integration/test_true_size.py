@@ -90,6 +90,8 @@ def test_names_and_shapes_are_those_of_the_hosts_own_model(
     load: str, tree: Tree, dtype: torch.dtype, size: float, host_dir: Path, tmp_path: Path
 ) -> None:
     """The host builds its model on no device and puts the file's tensors in place: none is left over on either side."""
+    if not (host_dir / "library" / "flux_utils.py").is_file():
+        pytest.skip("this version of sd-scripts has neither FLUX.1 nor SD3")
     path, shapes = tmp_path / "model.safetensors", dict(tensor_shapes(tree))
     with path.open("wb") as file:
         file.write(header(tree, dtype))
