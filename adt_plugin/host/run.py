@@ -20,6 +20,7 @@ from adt_plugin.core.diffusion.unroll import unroll
 from adt_plugin.core.discriminator import Discriminator, load_backbone
 from adt_plugin.core.distributed import all_processes_agree, world_size
 from adt_plugin.core.images.decoding import LatentDecoder, TinyDecoder, load_tiny_decoder, resolve_dtype
+from adt_plugin.core.moments import expect_growth, growth
 from adt_plugin.core.out_of_memory import TurnOutOfMemoryError
 from adt_plugin.core.report import TurnReport
 from adt_plugin.core.rng import preserved_rng
@@ -35,7 +36,6 @@ from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.deepspeed import engine_of, loss_scale_of, skipping
 from adt_plugin.host.families import Family
 from adt_plugin.host.feedback import Feedback
-from adt_plugin.host.moments import expect_growth, growth
 from adt_plugin.host.progress import Progress
 from adt_plugin.host.rate import RestartedRate
 from adt_plugin.host.resume import load_heads

@@ -12,11 +12,12 @@ import pytest
 import torch
 from adtruns import rows
 from safetensors.torch import load_file
+from torch import Tensor
 
 from adt_plugin.core.schedule import AdversarialRate
 from adt_plugin.host import resume
 from adt_plugin.host.rate import RestartedRate
-from tinyhost.run import TinyRun
+from tinyhost.run import CompletedRun, TinyRun
 
 Options = tuple[str | Path, ...]
 
@@ -177,3 +178,31 @@ def test_a_begin_after_the_end_is_refused_before_anything_is_loaded(run_tiny: Ti
     assert run.returncode == 1 and "lower --adt_begin, which comes after the run's last step (6)" in " ".join(
         run.stderr.split()
     )
+
+
+# What the optimizer remembers of the plain steps
+
+
+def averages(run: CompletedRun) -> Tensor:
+    """Of squared gradients, in the state that a run left."""
+    found = torch.load(run.check().output_dir / "tiny-state" / "optimizer.bin", weights_only=True)
+    return torch.cat([state["exp_avg_sq"].flatten() for state in found["state"].values()])
+
+
+@pytest.mark.parametrize(
+    ("begin", "larger"),
+    [(("--adt_begin", "3", "--adt_warmup", "1"), 1.0), (("--adt_begin", "0", "--adt_warmup", "3"), 0.0)],
+    ids=["after plain steps", "from the start"],
+)
+def test_a_run_tells_its_optimizer_at_the_first_turn_after_plain_steps(
+    run_tiny: TinyRun, adt_options: Options, begin: Options, larger: float
+) -> None:
+    """The turns have next to no weight, so that what is found larger is what the optimizer was told."""
+    options = ("--max_train_steps", "4", "--save_state_on_train_end", *adt_options, *begin, "--adt_lr", "0")
+    found = [averages(run_tiny(*options, "--adt_weight", weight, "--adt_max_grad_ratio", ratio))
+             for weight, ratio in (("0", "10"), ("5", "1e-6"))]  # fmt: skip
+    told = averages(run_tiny(*options, "--adt_weight", "5"))
+    known = found[0] > 0
+    assert (found[1][known] / found[0][known]).median() == pytest.approx(1.0, abs=0.05)  # a bound this low tells nothing
+    ratio = float((told[known] / found[0][known]).median())
+    assert ratio > 15 if larger else ratio < 15
