@@ -175,9 +175,12 @@ class Run:
         self._examine(report)
 
     def _follows_plain_steps(self, step: int) -> bool:
-        """Return whether the next turn is the first after the warm-up, in a run that was training before its warm-up."""
+        """Return whether the next turn is the first after the warm-up, and more batches than the warm-up's came before that.
+
+        With fewer, an average that has just begun follows by itself.
+        """
         warmup = self.turn.schedule.warmup
-        return self.turn.turns == warmup and step * self.accelerator.gradient_accumulation_steps > warmup
+        return self.turn.turns == warmup and step * self.accelerator.gradient_accumulation_steps > 2 * warmup
 
     def rehearse(self, batch: Predicted, step: int, backward: Backward, with_graph: Callable[[DenoiserCall], Denoiser]) -> None:
         """Rehearse a turn on a batch that is larger than those before it, on a device whose memory is limited.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -39,3 +40,8 @@ def test_the_table_is_what_the_json_says() -> None:
         pytest.skip("nothing is published yet: docs/benchmarks.md says so")
     ((_, results),) = CellStore(path).results().items()
     assert whole_run.summary(whole_run.runs_of(results)) in (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_moments_is_what_its_json_says() -> None:
+    found = json.loads((DOCUMENTS / "moments.json").read_text(encoding="utf-8"))
+    assert whole_run.moments_table(found) in (DOCUMENTS.parent / "method.md").read_text(encoding="utf-8")

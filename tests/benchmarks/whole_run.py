@@ -57,6 +57,16 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> str:
     return report.table(["FD (well-formed share)", "runs", "processor time, s", *SHOWN, "recall, 3 @ 10"], rows)
 
 
+def moments_table(found: dict[str, Any]) -> str:
+    """Return the table of docs/method.md from `moments.json`: how far a LoRA moved, distance and well-formed share."""
+    points = list(next(iter(found.values()))["scores"])
+    rows = [
+        [name, f"{cell['moved']:.2f}", *(f"{s['fd']:.2f} ({s['well_formed']:.2f})" for s in cell["scores"].values())]
+        for name, cell in found.items()
+    ]
+    return report.table(["the last 200 of 2000 steps", "moved by", *points], rows)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run with these arguments, or with the command line's.
 
