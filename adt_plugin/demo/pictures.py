@@ -19,8 +19,8 @@ FRAME = -0.6  # between tiles: dark, but not the digits' background
 Curve = Sequence[tuple[float, float]]
 """Points (x, y)."""
 
-COLOURS = {"base": "#7f7f7f", "plain": "#1f77b4", "frozen heads": "#2ca02c", "ADT": "#d62728"}
-"""Of runs whose names begin so, in every picture; others take matplotlib's cycle."""
+COLOURS = {"base": "#7f7f7f", "plain": "#1f77b4", "frozen heads": "#2ca02c", "ADT, former": "#ff7f0e", "ADT": "#d62728"}
+"""Of runs whose names begin so, in every picture, the first that fits; others take matplotlib's cycle."""
 
 
 def new_figure(width: float, height: float) -> Figure:
