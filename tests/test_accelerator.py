@@ -16,7 +16,9 @@ TESTS = Path(__file__).parent
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this PyTorch takes no device from Python",
 )
-def test_everything_runs_on_a_device_that_is_not_the_cpu() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", TESTS / "accelerator"]
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_everything_runs_on_a_device_that_is_not_the_cpu(which: str) -> None:
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", which]
+    command = [sys.executable, "-m", "pytest", *options, TESTS / "accelerator"]
     done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -23,6 +23,7 @@ def test_every_part_of_gpu_check_finds_the_card_good(card: torch.device) -> None
     assert all(finding.good for finding in found), [finding for finding in found if not finding.good]
 
 
+@pytest.mark.slow
 def test_what_the_workbench_measures_runs_on_the_card(card: torch.device, tmp_path: Path) -> None:
     """The whole unroll in one graph, too, with which turns are compared."""
     found = parts.measured(Setting(tmp_path, str(card), miniature=True), "tiny")
@@ -36,6 +37,7 @@ def few() -> Splits:
     return Splits(**{name: Digits(part.images[:20], part.labels[:20]) for name, part in parts.items()})
 
 
+@pytest.mark.slow
 def test_the_experiment_trains_and_scores(card: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(effect, "load_splits", few)
     found = effect.compare(effect.SMALLEST, str(card), 0, tmp_path)
