@@ -36,8 +36,10 @@ def save_for_host(tokenizer: PreTrainedTokenizerBase, folder: Path, name: str, s
     One is that of `--tokenizer_cache_dir`; the scripts that ignore this option take the other, `folder` as the Hub's cache.
     """
     repository = folder / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / REVISION / subfolder
     tokenizer.save_pretrained(folder / name.replace("/", "_"))
-    tokenizer.save_pretrained(repository / "snapshots" / REVISION / subfolder)
+    tokenizer.save_pretrained(snapshot)
+    (snapshot / "config.json").write_text("{}", encoding="utf-8")  # transformers 5 looks for a model's beside it
     (repository / "refs").mkdir(exist_ok=True)
     (repository / "refs" / "main").write_text(REVISION, encoding="utf-8")
 

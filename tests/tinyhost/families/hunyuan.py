@@ -5,6 +5,7 @@ All sizes are literals in the host, so that its modules' text is what is changed
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -137,7 +138,10 @@ def qwen() -> PreTrainedModel:
     """A random Qwen2.5-VL."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**QWEN))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # version 5 of transformers calls `rope_scaling` otherwise
+        config = Qwen2_5_VLConfig(**QWEN)
+    return Qwen2_5_VLForConditionalGeneration(config)
 
 
 def published_keys(model: PreTrainedModel) -> dict[str, torch.Tensor]:
