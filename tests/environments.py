@@ -57,7 +57,9 @@ class Environment:
 
 ENVIRONMENTS = (
     Environment(PROJECT, tuple(version for _, version in LINES), (RUNS,), python=sys.executable, strict=True),
-    Environment("newest", ("v0.11",), (*WITHOUT_A_HOST, f"{TRAINERS}::test_every_trainer_trains", "-k", FOR_NEWEST), strict=True),
+    Environment(
+        "newest", ("v0.11",), (*WITHOUT_A_HOST, f"{TRAINERS}::test_every_trainer_trains", "-k", FOR_NEWEST), strict=True
+    ),
     Environment("deepspeed", ("v0.11",), (DEEPSPEED,)),
     Environment("gui", ("v0.11",), (TRAINERS,)),
     Environment("gui, Python 3.10", ("v0.11",), (TRAINERS, "-k", "every_trainer_trains or lycoris"), python="python3.10"),
