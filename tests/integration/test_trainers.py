@@ -178,6 +178,8 @@ def skip_what_the_host_lacks(host_dir: Path, options: Options) -> None:
             pytest.skip(f"this version of sd-scripts has no {word}")
         if word == "--adt_cfg_scale" and not (host_dir / "library" / "strategy_base.py").is_file():
             pytest.skip("this version of sd-scripts has no encoding strategies")
+        if word == "lycoris.kohya" and find_spec("lycoris") is None:
+            pytest.skip("lycoris is not installed")
         if word == "algo=boft" and version("lycoris_lora").startswith("3."):
             pytest.skip("LyCORIS 3 itself fails with it on a text encoder")
         if word.endswith("ScheduleFree") and not host_mentions(host_dir, "schedulefree"):
