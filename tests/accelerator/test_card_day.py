@@ -16,6 +16,7 @@ from gpu import effect, parts
 from gpu.setting import Setting
 
 
+@pytest.mark.slow
 def test_every_part_of_gpu_check_finds_the_card_good(card: torch.device) -> None:
     config = ADTConfig(**tiny.OPTIONS, steps=2)
     found = list(check.findings(check.Subject(card, TINY, config, TINY, steps=2000, repeats=1)))

@@ -28,7 +28,7 @@ def demo(tmp_path: Path):
     """Runs the demo for an instant and returns the folder it wrote."""
 
     def run(*arguments: str) -> Path:
-        demo_main(["--quick", "--seconds", "5", "--out", str(tmp_path / "out"), *arguments])
+        demo_main(["--quick", "--seconds", "2", "--out", str(tmp_path / "out"), *arguments])
         return tmp_path / "out"
 
     return run
