@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from adt_plugin.demo.models import Classifier, Judge, RotationNet, UNet
 from adt_plugin.demo.weights import load_weights
 
-BASES = 1
+BASES = 2
 """Denoisers that ship, trained alike from different seeds."""
 
 
