@@ -1,4 +1,4 @@
-"""What the host's optimizers remember of plain training, made to fit the gradients that come with turns.
+"""What a loop's optimizers remember of plain training, made to fit the gradients that come with turns.
 
 Adam and its kin divide by the root of an average of squared gradients. A step with a turn has `--adt_weight` times the gradient
 of a plain one, and the average forgets over a thousand steps: until it has caught up, every step would be up to that many times

@@ -18,7 +18,7 @@ from gpu.setting import Setting
 
 @pytest.mark.slow
 def test_every_part_of_gpu_check_finds_the_card_good(card: torch.device) -> None:
-    config = ADTConfig(**tiny.OPTIONS, steps=2)
+    config = ADTConfig(**tiny.OPTIONS, steps=4)
     found = list(check.findings(check.Subject(card, TINY, config, TINY, steps=2000, repeats=1)))
     assert [finding.part for finding in found] == list(check.PARTS)
     assert all(finding.good for finding in found), [finding for finding in found if not finding.good]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -17,8 +18,15 @@ from tiny_cost import config, tiny_models, workload  # noqa: F401
 TURN_WAITS = {"turn.py:_all_finite": 1, "report.py:on_the_cpu": 1}
 
 
+QUICK = {("low", "fp32"), ("low", "bf16"), ("low", "fp16"), ("fast", "bf16"), ("joined", "fp16")}
+
+
 @pytest.mark.parametrize(
-    ("memory", "dtype"), [("low", "fp32"), ("low", "bf16"), ("low", "fp16"), ("fast", "bf16"), ("joined", "fp16")]
+    ("memory", "dtype"),
+    [
+        pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
+        for pair in product(("low", "fast", "joined"), ("fp32", "bf16", "fp16"))
+    ],
 )
 def test_a_step_with_a_turn_waits_twice_in_every_precision(
     card: torch.device, workload: Workload, config: ADTConfig, memory: str, dtype: str  # noqa: F811

@@ -25,7 +25,7 @@ from adt_plugin.demo.variants import ADT, BASE, Variant, changed
 from benchmarks import DOCUMENTS, miniature, small_sd
 from benchmarks.ablations import FROZEN_TRIALS, PLAIN_TRIALS, without_average
 from benchmarks.host_lora import Recipe, host_folder
-from benchmarks.store import CellStore
+from benchmarks.store import CellStore, run_of
 
 Point = tuple[float, dict[str, tuple[float, float]]]
 """What a run cost, and at every point of sampling its Fréchet distance and its share of well-formed digits."""
@@ -61,24 +61,18 @@ def variants() -> dict[str, Variant]:
     return rivals | {AS_BEFORE: Variant(AS_BEFORE, changed(FORMER)), "ADT": ADT}
 
 
-def is_published(run: str, units: float) -> bool:
-    """Return whether the miniature's benchmark holds a run at this budget."""
-    found = published()
-    return units == found["plan"]["units"] and run in found["heldout"]
-
-
 def run_miniature(out: Path, seeds: int) -> None:
     """Measure what neither the store nor the miniature's benchmark holds."""
     study = open_study(Setting(0, "heldout", miniature.Plan.samples, NOISE, miniature.STEPS, ()))
-    wanted = [
-        (units, run, seed) for units in BUDGETS for run in variants() if not is_published(run, units) for seed in range(seeds)
-    ]
-    with Bar(sum(units for units, _, _ in wanted)) as bar:
-        for units, run, seed in wanted:
-            bench = miniature.Bench(
-                miniature.Plan(units=units), CellStore(out / "curve.json", f"miniature, {units:g} steps"), bar
-            )
-            bench.cell(variants()[run], seed, [study])
+    found, tuned = published(), variants()
+    known = {(found["plan"]["units"], run) for run in found["heldout"]}
+    wanted = [(units, run) for units in BUDGETS for run in tuned if (units, run) not in known]
+    with Bar(seeds * sum(units for units, _ in wanted)) as bar:
+        for units, run in wanted:
+            store = CellStore(out / "curve.json", f"miniature, {units:g} steps")
+            bench = miniature.Bench(miniature.Plan(units=units), store, bar)
+            for seed in range(seeds):
+                bench.cell(tuned[run], seed, [study])
 
 
 def miniature_points(groups: Groups) -> Iterator[tuple[str, Point]]:
@@ -90,7 +84,7 @@ def miniature_points(groups: Groups) -> Iterator[tuple[str, Point]]:
     names = {variant.name: run for run, variant in variants().items()}
     for units in BUDGETS:
         for label, result in groups.get(f"miniature, {units:g} steps", {}).items():
-            run = names[label.removeprefix("heldout: ").rpartition(", seed ")[0]]
+            run = names[run_of(label)]
             yield run, (units, of_cell(result["cells"][0]))
 
 
@@ -129,8 +123,7 @@ def labelled(recipe: Recipe) -> Recipe:
 def run_small_sd(out: Path, seeds: int) -> None:
     """Measure what the store does not hold. Raises SystemExit where no host is found."""
     torch.set_num_threads(1)
-    bench = small_sd.Bench(host_folder(None), out / "curve.json", out / "curve_work")
-    bench.store.group = "small SD"
+    bench = small_sd.Bench(host_folder(None), CellStore(out / "curve.json", "small SD"), out / "curve_work")
     for seed in range(SEED, SEED + seeds):
         bench.plateau(seed, "heldout")
         for _, recipe in LONG:
@@ -141,7 +134,7 @@ def small_sd_points(groups: Groups) -> Iterator[tuple[str, Point]]:
     """Yield run and point of every cell of the small Stable Diffusion's."""
     names = {labelled(recipe).name: run for run, recipe in LONG} | {"plateau": BASE.name}
     for label, result in groups.get("small SD", {}).items():
-        run = names[label.removeprefix("heldout: ").rpartition(", seed ")[0]]
+        run = names[run_of(label)]
         found = {point: (result["scores"][point]["fd"], result["scores"][point]["well_formed"]) for point in small_sd.SHOWN}
         yield run, (float(result["seconds"]), found)
 
@@ -190,10 +183,8 @@ def table(bed: Bed, groups: Groups) -> str:
     for run, budgets in averaged(bed, groups).items():
         for points in budgets:
             names = list(points[0][1])
-            figures = [[point[1][name] for point in points] for name in names]
-            texts = [
-                " ".join(("{:.2f}", "({:.2f})")).format(*map(statistics.fmean, zip(*found, strict=True))) for found in figures
-            ]
+            means = (map(statistics.fmean, zip(*(point[1][name] for point in points), strict=True)) for name in names)
+            texts = ["{:.2f} ({:.2f})".format(*pair) for pair in means]
             rows.append([run, f"{statistics.fmean(point[0] for point in points):.0f}", str(len(points)), *texts])
     return report.table(["FD (well-formed share)", bed.cost, "seeds", *names], rows)
 

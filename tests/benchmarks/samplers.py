@@ -16,8 +16,7 @@ from adt_plugin.demo import report
 from benchmarks.beds.small_sd import Sampler
 from benchmarks.host_lora import PLATEAU, Recipe, figures, host_folder, images_of, load_denoiser
 from benchmarks.intervals import paired_change
-from benchmarks.small_sd import ADT, Bench, distance_and_share, heldout_runs, host_parser, values
-from benchmarks.store import CellStore
+from benchmarks.small_sd import ADT, Bench, distance_and_share, heldout_runs, host_parser, store_of, values
 from tinyhost.models import scheduler
 
 GUIDANCE = 3.0
@@ -81,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     host = host_folder(given.host)
     torch.set_num_threads(1)
-    bench = Bench(host, given.out / "small_sd.json", given.work)
-    store = CellStore(given.out / "samplers.json", bench.store.group)
+    bench = Bench(host, store_of(host, given.out / "small_sd.json"), given.work)
+    store = store_of(host, given.out / "samplers.json")
     for seed, recipe in product(SEEDS, (None, *bench.finalists())):
         label = f"heldout: {recipe.name if recipe else 'plateau'}, seed {seed}"
         settings = (GUIDANCE, POINTS, bench.samples, bench.settings(recipe, seed) if recipe else ())

@@ -41,7 +41,7 @@ from benchmarks.host_lora import (
     trained,
 )
 from benchmarks.intervals import change_text, interval_text
-from benchmarks.store import CellStore, options_but
+from benchmarks.store import CellStore, options_but, run_of
 
 TO_THE_PLATEAU = (Recipe("first", 2000, "3e-3"), Recipe("second", 4000, "3e-3"))
 """One after the other, each with its own cosine."""
@@ -87,14 +87,13 @@ class Bench:
 
     Args:
         host: sd-scripts' work tree.
-        results: the JSON file of what was measured.
+        store: of what was measured.
         work: folder of the LoRAs and pictures.
         begin: the LoRA that training goes on from; None begins one.
     """
 
-    def __init__(self, host: Path, results: Path, work: Path, begin: Path | None = PLATEAU, samples: int = 500) -> None:
-        self.host, self.work, self.begin, self.samples = host, work, begin, samples
-        self.store = CellStore(results, f"LoRA, {host.name}")
+    def __init__(self, host: Path, store: CellStore, work: Path, begin: Path | None = PLATEAU, samples: int = 500) -> None:
+        self.host, self.store, self.work, self.begin, self.samples = host, store, work, begin, samples
 
     def cell(self, recipe: Recipe, seed: int, split: str) -> dict[str, Any]:
         """Train one LoRA and score it."""
@@ -161,6 +160,11 @@ class Bench:
             self.cell(recipe, 1, "validation")
 
 
+def store_of(host: Path, results: Path) -> CellStore:
+    """Return the store of what a host has trained, in a JSON file."""
+    return CellStore(results, f"LoRA, {host.name}")
+
+
 def options_read(recipe: Recipe) -> tuple[tuple[str, Any], ...]:
     """Return the plugin's options that a recipe's figures depend on, defaults included; none for plain training."""
     if not recipe.adt:
@@ -207,9 +211,8 @@ def heldout_runs(results: dict[str, Any]) -> dict[str, Any]:
     """Return run -> its results on the held-out split by seed, from a store's label -> result; in the order of `run`."""
     runs: dict[str, Any] = {}
     for label, result in results.items():
-        split, _, rest = label.partition(": ")
-        if split == "heldout":
-            runs.setdefault(rest.rpartition(", seed ")[0], []).append(result)
+        if label.startswith("heldout: "):
+            runs.setdefault(run_of(label), []).append(result)
     order = ("plateau", PLAIN, FROZEN, ADT.name)
     return dict(sorted(runs.items(), key=lambda item: next(i for i, name in enumerate(order) if item[0].startswith(name))))
 
@@ -306,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.plateau:
         train_to_the_plateau(host, given.work)
         return
-    bench = Bench(host, given.out / "small_sd.json", given.work)
+    bench = Bench(host, store_of(host, given.out / "small_sd.json"), given.work)
     if given.levers:
         bench.run_levers()
         return

@@ -56,6 +56,11 @@ class CellStore:
         return result, True
 
 
+def run_of(label: str) -> str:
+    """Return the run of a label such as `heldout: ADT, seed 3`: `ADT`."""
+    return label.partition(": ")[2].rpartition(", seed ")[0]
+
+
 def options_but(config: Any, unread: Collection[str]) -> tuple[tuple[str, Any], ...]:
     """Return the fields of a dataclass of options by name, for a digest, without those that change no figure."""
     return tuple((spec.name, getattr(config, spec.name)) for spec in fields(config) if spec.name not in unread)

@@ -15,7 +15,7 @@ import torch
 from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo import report
 from benchmarks.host_lora import Recipe, host_folder
-from benchmarks.small_sd import ADT, LR, SHOWN, Bench, distances, heldout_runs, host_parser, mean, paragraphs
+from benchmarks.small_sd import ADT, LR, SHOWN, Bench, distances, heldout_runs, host_parser, mean, paragraphs, store_of
 
 STEPS, LONGER = 2000, 3300
 """Optimizer steps of the command, and plain ones of about the processor time that it takes with `--adt`."""
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = host_parser("whole_run", __doc__, seeds=3).parse_args(argv)
     host = host_folder(given.host)
     torch.set_num_threads(1)
-    bench = Bench(host, given.out / "whole_run.json", given.work, begin=None)
+    bench = Bench(host, store_of(host, given.out / "whole_run.json"), given.work, begin=None)
     runs = measured(bench, range(1, given.seeds + 1))
     write_atomically(given.out / "whole_run.md", "\n\n".join(paragraphs(runs, TITLE, "whole_run")) + "\n")
 

@@ -1,8 +1,8 @@
 """`python forked.py FOLDER`: imports what every run of the host imports, then forks a process for each line of its input.
 
-A line is a JSON object: the script and its arguments as `command`, `cwd`, `env`, and the two files of `printed` that stdout and
-stderr go to. It is answered by the process's id, and by its exit status as that ends. The forked process then is as one that
-Python has just started with this script.
+A line is a JSON object: the script and its arguments as `command`, `cwd`, `env`, the two files of `printed` that stdout and
+stderr go to, and `bytecode`, a folder for compiled modules. It is answered by the process's id, and by its exit status as that
+ends. The forked process then is as one that Python has just started with this script.
 """
 
 from __future__ import annotations

@@ -81,10 +81,10 @@ class Server:
 
     def run(self, command: list[str], cwd: Path, env: dict[str, str], timeout: float) -> tuple[int, str, str]:
         """As `run_warm`."""
-        printed = [Path(self.folder.name) / name for name in ("stdout", "stderr")]
+        *printed, bytecode = [Path(self.folder.name) / name for name in ("stdout", "stderr", "bytecode")]
         assert self.process.stdin is not None
-        request = {"command": command, "cwd": str(cwd), "env": env, "printed": list(map(str, printed))}
-        request["bytecode"] = str(Path(self.folder.name) / "bytecode")
+        request = {"command": command, "cwd": str(cwd), "env": env}
+        request |= {"printed": list(map(str, printed)), "bytecode": str(bytecode)}
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         pid = int(self.answer(STARTING))
         try:
