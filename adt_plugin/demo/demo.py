@@ -72,7 +72,7 @@ def run_demo(results: DemoResults) -> None:
         for seed in range(options.seeds):
             for variant in options.variants if seed == 0 else options.variants[1:]:  # one base for all seeds
                 bar.name(f"{variant.name}, seed {seed}" if variant.plan else variant.name)
-                _run(study, variant, seed, results)
+                run_variant(study, variant, seed, results)
         bar.name("pictures")
         draw(study, results)
 
@@ -88,7 +88,7 @@ def demo_work(options: DemoOptions) -> float:
     return run(options.variants[0]) + options.seeds * sum(map(run, options.variants[1:]))
 
 
-def _run(study: Study, variant: Variant, seed: int, results: DemoResults) -> None:
+def run_variant(study: Study, variant: Variant, seed: int, results: DemoResults) -> None:
     """Tune one variant, score it and its way there."""
     waypoints: list[Tuned] = []
 
@@ -99,7 +99,10 @@ def _run(study: Study, variant: Variant, seed: int, results: DemoResults) -> Non
     tuned = study.tune(variant.plan, Budget(seconds=results.options.seconds), seed, look)
     results.add(study.score(variant, tuned, seed))
     results.tuned.setdefault(variant.name, tuned)
-    waypoints = waypoints[: CURVE_POINTS - 1] + [tuned] if variant.plan else [tuned]
+    if variant.plan is None:
+        waypoints = [tuned]
+    else:  # a warm-up may take all the time, so that no step was looked at
+        waypoints = waypoints[: CURVE_POINTS - 1] + [tuned] * max(1, CURVE_POINTS - len(waypoints))
     curve = [(point.seconds, _curve_distance(study, point, results.options.curve_samples)) for point in waypoints]
     results.curves.setdefault(variant.name, []).append(curve)
 

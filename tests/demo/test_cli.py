@@ -10,8 +10,9 @@ import pytest
 
 from adt_plugin.demo import cli
 from adt_plugin.demo.cli import demo_main
-from adt_plugin.demo.study import Setting
-from adt_plugin.demo.variants import PLAIN
+from adt_plugin.demo.demo import CURVE_POINTS, DemoOptions, DemoResults, run_variant
+from adt_plugin.demo.study import Setting, Study
+from adt_plugin.demo.variants import ADT, PLAIN
 from tiny_demo import stop_after
 
 PNG = b"\x89PNG"
@@ -34,30 +35,25 @@ def demo(tmp_path: Path):
     return run
 
 
-def test_the_demo_writes_table_numbers_and_pictures(demo, capsys: pytest.CaptureFixture[str]):
-    out = demo()
+def test_the_demo_writes_table_numbers_and_pictures_of_several_seeds_on_one_base(demo, capsys: pytest.CaptureFixture[str]):
+    out = demo("--seeds", "2")
     printed = capsys.readouterr().out
     rows = [line.split("|")[1].strip() for line in (out / "results.md").read_text(encoding="utf-8").splitlines()[2:]]
     assert rows == ["base", PLAIN.name, "ADT"]
     assert (out / "results.md").read_text(encoding="utf-8") in printed
     assert str(out) in printed and "figures mean nothing" in printed
-    cells = json.loads((out / "results.json").read_text(encoding="utf-8"))["sections"]["demo"]
-    assert cells[0]["steps"] == 0 and min(cell["steps"] for cell in cells[1:]) > 0
-    assert cells[0]["seconds"] == 0 and cells[2]["seconds"] > 0
+    base, *tuned = json.loads((out / "results.json").read_text(encoding="utf-8"))["sections"]["demo"]
+    assert (base["run"], base["seed"], base["steps"], base["seconds"]) == ("base", 0, 0, 0)
+    assert [(cell["run"], cell["seed"]) for cell in tuned] == [(run, seed) for seed in (0, 1) for run in (PLAIN.name, "ADT")]
+    assert all(cell["steps"] > 0 and cell["seconds"] > 0 for cell in tuned)
     assert (out / "samples.png").read_bytes().startswith(PNG) and (out / "curves.png").read_bytes().startswith(PNG)
 
 
-def test_the_demo_takes_several_seeds_on_one_base(demo):
-    cells = json.loads((demo("--seeds", "2", "--seconds", "1") / "results.json").read_text(encoding="utf-8"))["sections"][
-        "demo"
-    ]
-    assert [(cell["run"], cell["seed"]) for cell in cells] == [
-        ("base", 0),
-        (PLAIN.name, 0),
-        ("ADT", 0),
-        (PLAIN.name, 1),
-        ("ADT", 1),
-    ]
+def test_a_run_whose_time_ends_in_its_warmup_has_as_many_points_as_another(tiny_study: Study, tmp_path: Path):
+    results = DemoResults(DemoOptions(tmp_path, seconds=1e-3, curve_samples=8, setting=tiny_study.setting))
+    run_variant(tiny_study, ADT, 0, results)
+    (curve,) = results.curves[ADT.name]
+    assert results.cells[0].steps == 0 and len(curve) == CURVE_POINTS
 
 
 def test_ctrl_c_leaves_what_was_finished(
@@ -65,7 +61,7 @@ def test_ctrl_c_leaves_what_was_finished(
 ):
     stop_after(2, monkeypatch)
     with pytest.raises(SystemExit) as stopped:
-        demo("--seconds", "1")
+        demo()
     assert stopped.value.code == 130
     assert "Interrupted" in capsys.readouterr().out
     table = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")

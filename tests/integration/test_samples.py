@@ -37,10 +37,12 @@ def test_every_sample_has_its_trainer() -> None:
     assert {path.name for path in SAMPLES.glob("*.toml")} == set(TRAINERS)
 
 
-@pytest.mark.parametrize(("sample", "script"), TRAINERS.items())
-def test_every_key_of_a_sample_is_an_option_of_its_trainer(sample: str, script: str, host_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", sorted(set(TRAINERS.values())))
+def test_every_key_of_a_sample_is_an_option_of_its_trainer(script: str, host_dir: Path, tmp_path: Path) -> None:
     if not (host_dir / script).is_file():
         pytest.skip(f"{host_dir.name} has no {script}")
-    sections = toml.loads((SAMPLES / sample).read_text(encoding="utf-8"))
-    keys = {key for name, value in sections.items() for key in (value if isinstance(value, dict) else [name])}
-    assert keys <= host_options(host_dir, script, tmp_path)
+    options = host_options(host_dir, script, tmp_path)
+    for sample in (name for name, trainer in TRAINERS.items() if trainer == script):
+        sections = toml.loads((SAMPLES / sample).read_text(encoding="utf-8"))
+        keys = {key for name, value in sections.items() for key in (value if isinstance(value, dict) else [name])}
+        assert keys <= options, sample
