@@ -24,14 +24,14 @@ from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.demo.base import Base
 from adt_plugin.demo.data import LATENT_PIXELS, Digits, batches, decode, encode
 from adt_plugin.demo.diffusion import alphas_cumprod, diffusion_pair
-from adt_plugin.demo.models import RotationNet, UNet
+from adt_plugin.demo.models import UNet
 from adt_plugin.demo.optimizing import adamw, decay, follow, set_learning_rate, young
 
 STRATEGIES: dict[str, dict[str, Any]] = {"paper": {}}
 """How a turn's path begins and is walked: keyword arguments of `AdversarialTurn` by name. Ablations add their own."""
 
-BACKBONES: dict[str, Callable[[RotationNet], RotationNet]] = {}
-"""What a strategy puts in place of the shipped backbone, if anything. Ablations add their own."""
+DISCRIMINATORS: dict[str, Callable[[ADTConfig, Base], Discriminator]] = {}
+"""How a strategy builds its discriminator, if not over the shipped backbone. Ablations add their own."""
 
 
 @dataclass(frozen=True)
@@ -144,17 +144,20 @@ def build_turn(base: Base, plan: Plan, seed: int) -> AdversarialTurn | None:
     if plan.adt is None:
         return None
     config = replace(plan.adt, seed=seed)
-    network = BACKBONES.get(plan.strategy, lambda shipped: shipped)(base.backbone)
-    backbone = FrozenBackbone(network, network.channels)
-    discriminator = Discriminator.from_config(config, backbone)
+    build = DISCRIMINATORS.get(plan.strategy, discriminator_of)
     return AdversarialTurn(
         config,
         sampler=build_sampler(config.sampler, alphas_cumprod(), "epsilon", config.spacing),
         decode=decode,
-        discriminator=discriminator,
+        discriminator=build(config, base),
         latent_pixels=LATENT_PIXELS,
         **STRATEGIES[plan.strategy],
     )
+
+
+def discriminator_of(config: ADTConfig, base: Base) -> Discriminator:
+    """Build the discriminator of these options over the shipped backbone."""
+    return Discriminator.from_config(config, FrozenBackbone(base.backbone, base.backbone.channels))
 
 
 def tunable_copy(unet: UNet) -> UNet:

@@ -2,64 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from adt_plugin.core.diffusion.denoiser import Denoiser, call_seeded
-from adt_plugin.core.diffusion.samplers import Sampler
-from adt_plugin.core.diffusion.unroll import Unroll, noised_start, unroll
-from adt_plugin.demo.finetune import BACKBONES, STRATEGIES
-from adt_plugin.demo.models import RotationNet
 from adt_plugin.demo.variants import Variant, changed, plain
-
-
-def white_noise_start(sampler: Sampler, clean: Tensor, noise: Tensor, steps: int, start: int) -> Tensor:
-    """Ablation: start from white noise; what the path ends in has nothing to do with its partner but the class.
-
-    With `start_min=1`, noising an image of zeros to the first grid point is white noise of that point's variance.
-    """
-    return noised_start(sampler, torch.zeros_like(clean), noise, steps, start)
-
-
-def unconstrained_unroll(
-    denoiser: Denoiser,
-    sampler: Sampler,
-    latents: Tensor,
-    seeds: Sequence[int],
-    keep: Sequence[int],
-    record: bool,
-    graph_denoiser: Denoiser | None = None,
-) -> Unroll:
-    """Ablation: let gradients also flow through the denoiser's inputs, step through step; for samplers without memory.
-
-    The path is walked a second time with its graph, so that dL/do_i holds what o_i does to all later outputs; replaying
-    the trained steps with it gives the full gradient.
-    """
-    path = unroll(denoiser, sampler, latents, seeds, keep, record)
-    if not record:
-        return path
-    steps = []
-    for step in path.steps:
-        output = call_seeded(denoiser, latents, step.timestep, step.seed)
-        latents = sampler.step(output, step.timestep, latents)
-        steps.append(replace(step, output=output))
-    return Unroll(latents, steps)
-
-
-def untrained(network: RotationNet) -> RotationNet:
-    """Ablation: a backbone of the same form that has learnt nothing, the same for every run."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return type(network)().requires_grad_(False).eval()
-
-
-STRATEGIES["white noise"] = {"noised_start": white_noise_start}
-STRATEGIES["unconstrained"] = {"unroll": unconstrained_unroll}
-STRATEGIES["untrained backbone"] = {}
-BACKBONES["untrained backbone"] = untrained
+from benchmarks import strategies  # noqa: F401  (it names the strategies that are used here)
 
 FROZEN = {"disc_lr": 0.0, "warmup": 8, "disc_steps": 1, "disc_penalty": 0.0}
 EMA = 0.99
@@ -92,6 +38,8 @@ PAPER = (
     Variant("unconstrained backward path", changed(strategy="unconstrained")),
     Variant("no augmentation", changed({"augment": "none"})),
     Variant("a backbone that has learnt nothing", changed(strategy="untrained backbone")),
+    Variant("a backbone that is trained, too", changed(strategy="trained backbone")),
+    Variant("the same at a tenth of the heads' rate", changed({"disc_lr": 2e-4}, strategy="trained backbone")),
 )
 """Each without one of the paper's parts."""
 
@@ -116,5 +64,21 @@ LEVERS = (
 )
 """Each with another value of a setting."""
 
-ABLATIONS = {"paper": PAPER, "levers": LEVERS}
+NEIGHBOURS = (
+    Variant("starts from .8 of the path", changed({"start_min": 0.8})),
+    Variant("always the whole path", changed({"start_min": 1.0})),
+    Variant("grids from leading to trailing", changed(strategy="shifted grid")),
+    Variant("grids of up to 10 points", changed(strategy="any grid")),
+    Variant("stopped at a random step", changed(strategy="stopped")),
+    Variant("the same, its last step trained", changed({"grad_mask": "last", "grad_steps": 1}, strategy="stopped")),
+    Variant("the last two steps", changed({"grad_mask": "last"})),
+    Variant("evenly spaced steps", changed({"grad_mask": "even"})),
+    Variant("every turn of one strength", changed({"balance": "ratio"})),
+    Variant("noise of .3 on what is judged", changed({"noise": 0.3})),
+    Variant("heads on the denoiser, noise .3", changed({"noise": 0.3}, strategy="denoiser features")),
+    Variant("heads on the denoiser, noise 1", changed({"noise": 1.0}, strategy="denoiser features")),
+)
+"""Other paths, other steps of them, and what neighbours do: Self Forcing, AlignProp, DRTune, DMD2."""
+
+ABLATIONS = {"paper": PAPER, "levers": LEVERS, "neighbours": NEIGHBOURS}
 """Groups of ablations by the name under which they are asked for."""

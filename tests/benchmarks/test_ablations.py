@@ -11,17 +11,20 @@ from torch import Tensor
 from adt_plugin.core.diffusion import gradient_path
 from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.core.diffusion.samplers import build_sampler
-from adt_plugin.core.diffusion.unroll import Unroll, noised_start, unroll
+from adt_plugin.core.diffusion.unroll import NoisedStart, Unroll, noised_start, unroll
+from adt_plugin.core.report import TurnReport
+from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.demo.data import encode, load_splits
 from adt_plugin.demo.diffusion import alphas_cumprod
 from adt_plugin.demo.finetune import STRATEGIES, build_turn, tunable_copy
 from adt_plugin.demo.models import UNet
 from adt_plugin.demo.study import Study
 from adt_plugin.demo.variants import ADT, BASE, PLAIN, changed, hurried
-from benchmarks.ablations import FROZEN_TRIALS, LEVERS, PAPER, PLAIN_TRIALS, untrained, without_average
+from benchmarks import strategies
+from benchmarks.ablations import FROZEN_TRIALS, LEVERS, NEIGHBOURS, PAPER, PLAIN_TRIALS, without_average
 
 TRIALS = (*PLAIN_TRIALS, *FROZEN_TRIALS)
-EVERYTHING = (BASE, ADT, *TRIALS, *map(without_average, TRIALS), *PAPER, *LEVERS)
+EVERYTHING = (BASE, ADT, *TRIALS, *map(without_average, TRIALS), *PAPER, *LEVERS, *NEIGHBOURS)
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -38,7 +41,7 @@ def test_names_are_unique():
     assert len({variant.name for variant in EVERYTHING}) == len(EVERYTHING)
 
 
-@pytest.mark.parametrize("variant", [*PAPER, *LEVERS, *FROZEN_TRIALS], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", [*PAPER, *LEVERS, *NEIGHBOURS, *FROZEN_TRIALS], ids=lambda variant: variant.name)
 def test_every_ablation_changes_something(variant):
     assert variant.plan != ADT.plan
 
@@ -61,14 +64,85 @@ def test_white_noise_starts_know_nothing_of_their_partner(tiny_study: Study):
     assert torch.equal(*images)
 
 
+def turn_of(study: Study, strategy: str, **adt: object) -> AdversarialTurn:
+    turn = build_turn(study.base, changed({"warmup": 0} | adt, strategy=strategy), seed=0)
+    turn.balance.diffusion.update(torch.ones(()))
+    return turn
+
+
+def take(turn: AdversarialTurn, study: Study) -> TurnReport:
+    latents, labels = batch()
+    return turn(partial(tunable_copy(study.base.unet), labels=labels), latents)
+
+
 def test_an_untrained_backbone_is_always_the_same_and_frozen(tiny_study: Study):
-    shipped = tiny_study.base.backbone
-    first, second = (untrained(shipped).state_dict() for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not all(torch.equal(first[name], value) for name, value in shipped.state_dict().items())
-    plan = next(variant.plan for variant in PAPER if "backbone" in variant.name)
-    turn = build_turn(tiny_study.base, plan, seed=0)
-    assert not any(parameter.requires_grad for parameter in turn.discriminator.backbone.parameters())
+    first, second = (turn_of(tiny_study, "untrained backbone").discriminator.backbone for _ in range(2))
+    shipped, image = turn_of(tiny_study, "paper").discriminator.backbone, torch.zeros(1, 1, 28, 28)
+    assert torch.equal(first(image)[0], second(image)[0]) and not torch.equal(first(image)[0], shipped(image)[0])
+    assert not any(parameter.requires_grad for parameter in first._network.parameters())
+
+
+def test_a_trained_backbone_begins_as_the_shipped_one_which_stays_as_it_is(tiny_study: Study):
+    turn = turn_of(tiny_study, "trained backbone")
+    shipped, image = tiny_study.base.backbone, batch()[0].new_ones(2, 1, 28, 28)
+    deepest = turn.discriminator.score.heads[-1]
+    before = [parameter.clone() for parameter in shipped.parameters()]
+    features = image
+    for stage in deepest.stages:
+        features = stage(features)
+    assert torch.equal(features, shipped(image)[-1])
+    report = take(turn, tiny_study)
+    assert not report.skipped and all(map(torch.equal, before, shipped.parameters()))
+    assert not torch.equal(deepest.stages[0].conv.weight, shipped.stages[0].conv.weight)
+
+
+def test_the_denoiser_as_backbone_is_told_the_noise_and_stays_as_it_is(tiny_study: Study):
+    turn = turn_of(tiny_study, "denoiser features", noise=0.3)
+    network, alphas = turn.discriminator.backbone._network, alphas_cumprod()
+    assert ((1 - alphas) / alphas).sqrt()[network.timestep] == pytest.approx(0.3, abs=0.01)
+    image = torch.zeros(2, 1, 28, 28, requires_grad=True)
+    maps = turn.discriminator.backbone(image)
+    assert [feature.shape[1:] for feature in maps] == [(32, 14, 14), (64, 7, 7), (64, 7, 7)]
+    maps[-1].sum().backward()
+    assert image.grad.abs().sum() > 0
+    before = [parameter.clone() for parameter in tiny_study.base.unet.parameters()]
+    assert take(turn, tiny_study).grad_norm > 0
+    assert all(map(torch.equal, before, tiny_study.base.unet.parameters()))
+
+
+def grids(start_function: NoisedStart, start: int) -> list[list[int]]:
+    """The grids, of a nominal five points, that sixty draws of the noise give."""
+    sampler, found = build_sampler("ddim", alphas_cumprod(), "epsilon", "leading"), []
+    for seed in range(60):
+        noise = torch.randn(1, 4, 14, 14, generator=torch.Generator().manual_seed(seed))
+        start_function(sampler, torch.zeros_like(noise), noise, 5, start)
+        found.append(sampler.timesteps.tolist())
+    return found
+
+
+def test_shifted_grids_lie_between_the_leading_and_the_trailing_one():
+    found = grids(strategies.shifted_start, 5)
+    assert all(grid == list(range(grid[0], 0, -200)) and 801 <= grid[0] <= 999 for grid in found)
+    assert len({grid[0] for grid in found}) > 40 and grids(strategies.shifted_start, 5) == found
+
+
+def test_any_grid_has_as_many_points_as_are_walked_or_more():
+    assert {len(grid) for grid in grids(strategies.any_grid_start, 3)} == set(range(3, 11))
+
+
+def test_a_path_that_stops_begins_no_lower_and_has_as_many_steps():
+    found = {tuple(grid) for grid in grids(strategies.higher_start, 3)}
+    assert found == {(801, 601, 401), (601, 401, 201), (401, 201, 1)}
+
+
+def test_a_stopped_path_ends_in_the_image_that_its_last_step_predicts():
+    """A denoiser that knows the noise predicts the image itself, wherever the path stops."""
+    clean = batch()[0]
+    noise, sampler = torch.randn_like(clean), build_sampler("ddim", alphas_cumprod(), "epsilon", "leading")
+    noised = strategies.higher_start(sampler, clean, noise, 5, 2)
+    path = strategies.stopped_unroll(lambda latents, timestep: noise, sampler, noised, [0, 0], [0, 1], True)
+    assert len(path.steps) == 2 and torch.allclose(path.latents, clean, atol=1e-4)
+    assert path.latents.requires_grad
 
 
 @pytest.mark.parametrize("kind", ["unconstrained", "constrained"])
