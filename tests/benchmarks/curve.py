@@ -24,7 +24,7 @@ from adt_plugin.demo.study import Setting, open_study
 from adt_plugin.demo.variants import ADT, BASE, Variant, changed
 from benchmarks import DOCUMENTS, miniature, small_sd
 from benchmarks.ablations import FROZEN_TRIALS, PLAIN_TRIALS, without_average
-from benchmarks.host_lora import Recipe, host_folder
+from benchmarks.host_training import Recipe, host_folder
 from benchmarks.store import CellStore, run_of
 
 Point = tuple[float, dict[str, tuple[float, float]]]

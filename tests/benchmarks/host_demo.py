@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from adt_plugin.demo import pictures, report
-from benchmarks.host_lora import (
+from benchmarks.host_training import (
     PLATEAU,
     Recipe,
     add_host_argument,
@@ -25,7 +25,7 @@ from benchmarks.host_lora import (
     images_of,
     load_denoiser,
     point_name,
-    train_lora,
+    train,
     write_training_images,
 )
 from benchmarks.small_sd import ADT, LR, PLAIN, PLAIN_STEPS
@@ -40,7 +40,7 @@ FIGURES = ("fd", "kid", "precision", "recall", "well_formed")
 def trained(recipe: Recipe, host: Path, images: Path, folder: Path) -> tuple[Path, float]:
     """Train by the host into a folder; return the LoRA's file and the seconds of the clock that it took."""
     began = time.monotonic()
-    train_lora(recipe, SEED, PLATEAU, images, host, folder)
+    train(recipe, SEED, PLATEAU, images, host, folder)
     return folder / f"{OUTPUT_NAME}.safetensors", time.monotonic() - began
 
 

@@ -14,7 +14,7 @@ import torch
 
 from adt_plugin.demo import report
 from benchmarks.beds.small_sd import Sampler
-from benchmarks.host_lora import PLATEAU, Recipe, figures, host_folder, images_of, load_denoiser
+from benchmarks.host_training import PLATEAU, Recipe, figures, host_folder, images_of, load_denoiser
 from benchmarks.intervals import paired_change
 from benchmarks.small_sd import ADT, Bench, distance_and_share, heldout_runs, host_parser, store_of, values
 from tinyhost.models import scheduler

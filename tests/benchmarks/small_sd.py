@@ -26,8 +26,9 @@ from adt_plugin.demo import report
 from adt_plugin.demo.cli import positive
 from adt_plugin.options import add_adt_arguments, from_namespace
 from benchmarks import DOCUMENTS
-from benchmarks.host_lora import (
+from benchmarks.host_training import (
     FLAGS,
+    FULL,
     IMAGES,
     OPTIONS,
     PLATEAU,
@@ -111,7 +112,7 @@ class Bench:
 
     def settings(self, recipe: Recipe, seed: int) -> tuple[Any, ...]:
         """What a recipe's figures depend on, beside what all share."""
-        return recipe.steps, recipe.lr, options_read(recipe), seed
+        return recipe.steps, recipe.lr, options_read(recipe), seed, *((FULL,) if recipe.full else ())
 
     def lora(self, recipe: Recipe, seed: int) -> Path:
         """Train one LoRA unless its file is there; return the file."""

@@ -12,7 +12,7 @@ from adt_plugin.demo.study import Study
 from adt_plugin.demo.variants import ADT, BASE
 from benchmarks import DOCUMENTS, curve, miniature, small_sd
 from benchmarks.curve import BEDS, Bed, averaged
-from benchmarks.host_lora import POINTS, point_name
+from benchmarks.host_training import POINTS, point_name
 from benchmarks.store import CellStore
 
 

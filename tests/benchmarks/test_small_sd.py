@@ -15,17 +15,17 @@ from diffusers import EulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from benchmarks import DOCUMENTS, host_demo, host_lora, small_sd
+from benchmarks import DOCUMENTS, host_demo, host_training, small_sd
 from benchmarks.beds.pictures import CAPTIONS
 from benchmarks.beds.small_sd import decoded, load_vae, sample
-from benchmarks.host_lora import (
+from benchmarks.host_training import (
     MODEL,
     PLATEAU,
     POINTS,
     SCRIPT,
     Recipe,
+    host_options,
     load_denoiser,
-    lora_options,
     merge_lora,
     point_name,
     score,
@@ -40,10 +40,10 @@ from tinyhost.warm import run_warm
 @pytest.fixture
 def few_images(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A tenth of the training images, which samples are compared with, to be decoded."""
-    monkeypatch.setattr(host_lora, "IMAGES", 200)
-    host_lora.reference.cache_clear()
+    monkeypatch.setattr(host_training, "IMAGES", 200)
+    host_training.reference.cache_clear()
     yield
-    host_lora.reference.cache_clear()
+    host_training.reference.cache_clear()
 
 
 def test_the_lora_at_its_plateau_draws_the_asked_digits_in_the_new_style(few_images: None) -> None:
@@ -112,8 +112,8 @@ def test_the_demo_prints_its_commands_and_compares_what_they_made(
         (out / f"{OUTPUT_NAME}.safetensors").write_bytes(begin.read_bytes())
         return 1.0
 
-    monkeypatch.setattr(host_demo, "train_lora", made)
-    monkeypatch.setattr(host_lora, "IMAGES", 3)
+    monkeypatch.setattr(host_demo, "train", made)
+    monkeypatch.setattr(host_training, "IMAGES", 3)
     monkeypatch.setattr(host_demo, "SAMPLES", 20)
     table = host_demo.run(tmp_path / "host", tmp_path, host_demo.RUNS).splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
@@ -136,6 +136,23 @@ def test_the_host_goes_on_from_the_plateau(host_dir: Path, adt: tuple[str, ...],
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
+def test_full_fine_tuning_changes_the_whole_unet(host_dir: Path, tmp_path: Path) -> None:
+    made = tmp_path / "unet.safetensors"
+    assert (
+        trained(Recipe("two steps", 2, "1e-3", (*small_sd.HEADS, "--adt_warmup", "1"), full=True), 1, None, host_dir, made) > 0
+    )
+    before, after = load_denoiser().unet, load_denoiser(made).unet
+    assert all(not torch.equal(*pair) for pair in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_a_unets_own_weights_are_scored_as_they_are(tmp_path: Path) -> None:
+    weights = {name: value + 1 for name, value in load_denoiser().unet.state_dict().items()}
+    save_file(weights, tmp_path / "unet.safetensors")
+    loaded = load_denoiser(tmp_path / "unet.safetensors").unet.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in weights.items())
+
+
 def test_the_hosts_own_previews_are_what_is_scored(host_dir: Path, tmp_path: Path) -> None:
     """Sampled by sd-scripts while it trains, and by diffusers as the benchmark does, from the same noise.
 
@@ -145,7 +162,7 @@ def test_the_hosts_own_previews_are_what_is_scored(host_dir: Path, tmp_path: Pat
     prompts, images = tmp_path / "prompts.txt", write_images(tmp_path / "images")
     lines = [f"{CAPTIONS[label]} --w 64 --h 64 --s {steps} --l {guidance} --d {label}" for label in labels]
     prompts.write_text("\n".join(lines), encoding="utf-8")
-    options = [*lora_options(Recipe("previews", 1, "1e-3"), 1, PLATEAU), "--sample_prompts", prompts, "--sample_at_first"]
+    options = [*host_options(Recipe("previews", 1, "1e-3"), 1, PLATEAU), "--sample_prompts", prompts, "--sample_at_first"]
     options += ["--sample_sampler", "euler"]
     run_host(SCRIPT, *options, host_dir=host_dir, model=MODEL, images=images, output_dir=tmp_path, runner=run_warm).check()
     network, vae = load_denoiser(PLATEAU), load_vae()

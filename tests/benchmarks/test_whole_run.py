@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from benchmarks import DOCUMENTS, whole_run
-from benchmarks.host_lora import POINTS, point_name
+from benchmarks.host_training import POINTS, host_options, point_name
 from benchmarks.small_sd import FIGURES
 from benchmarks.store import CellStore
 
@@ -18,28 +19,36 @@ def cell(value: float) -> dict[str, Any]:
     return {"seconds": 100 * value, "scores": {point_name(*point): dict.fromkeys(FIGURES, value) for point in POINTS}}
 
 
-def test_runs_are_told_by_their_labels() -> None:
-    plain, _, adt = (recipe.name for recipe in whole_run.RUNS)
-    found = whole_run.runs_of(
-        {f"heldout: {adt}, seed 2": cell(3), f"heldout: {adt}, seed 1": cell(1), f"heldout: {plain}, seed 1": cell(5)}
-    )
-    assert [[each["seconds"] for each in cells] for cells in found.values()] == [[500], [], [100, 300]]
+def test_runs_are_told_by_their_labels_and_seeds_stand_in_their_order() -> None:
+    plain, adt = whole_run.PLAIN.name, whole_run.WHOLE_ADT.name
+    labels = {f"heldout: {adt}, seed 10": 3, f"heldout: {adt}, seed 2": 1, f"heldout: {plain}, seed 1": 5}
+    found = whole_run.runs_of({label: cell(value) for label, value in labels.items()})
+    assert list(found) == [recipe.name for recipe in whole_run.RUNS]
+    assert [[each["seconds"] for each in cells] for cells in found.values()] == [[500], [], [], [100, 300]]
     rows = whole_run.summary({adt: found[adt]}).splitlines()
     assert [part.strip() for part in rows[2].split("|")[2:5]] == ["2", "200", "2.00 (2.00)"]
 
 
 def test_both_commands_are_the_same_but_for_the_plugins_options() -> None:
-    plain, _, adt = whole_run.RUNS
+    plain, adt = whole_run.PLAIN, whole_run.WHOLE_ADT
     assert (plain.steps, plain.lr) == (adt.steps, adt.lr)
     assert adt.adt[0] == "--adt" and "--adt_begin" not in adt.adt and not plain.adt
 
 
-def test_the_table_is_what_the_json_says() -> None:
-    path = DOCUMENTS / "whole_run.json"
-    if not path.exists():
+def test_full_fine_tuning_is_another_script_without_a_network() -> None:
+    lora, full = (host_options(replace(whole_run.WHOLE_ADT, full=full), 1, None) for full in (False, True))
+    assert replace(whole_run.PLAIN, full=True).script == "train_db.py"
+    assert "--network_dim" in lora and not any(option.startswith("--network") for option in full)
+    assert set(whole_run.WITH_ADT) < set(full)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "full fine-tuning"])
+def test_the_table_is_what_the_json_says(kind: str) -> None:
+    groups = CellStore(DOCUMENTS / "whole_run.json").results()
+    found = [results for group, results in groups.items() if group.startswith(kind)]
+    if not found:
         pytest.skip("nothing is published yet: docs/benchmarks.md says so")
-    ((_, results),) = CellStore(path).results().items()
-    assert whole_run.summary(whole_run.runs_of(results)) in (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+    assert whole_run.summary(whole_run.runs_of(found[0])) in (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_moments_is_what_its_json_says() -> None:

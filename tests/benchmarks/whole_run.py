@@ -1,49 +1,80 @@
-"""`python -m benchmarks.whole_run`: a LoRA from nothing by the real `train_network.py`, as users train it; resumable.
+"""`python -m benchmarks.whole_run`: from nothing by the real scripts of the host, as users train; resumable.
 
-A plain command, the same with `--adt`, and the plain one for about as long as `--adt` takes. The held-out split, on which all
-are scored, has chosen nothing; the rate is the one that the last mile's LoRA was trained with.
+A plain command, the same with `--adt`, the same with heads that never learn, and the plain one for about as long as `--adt`
+takes: a LoRA by `train_network.py`, or with `--full` all weights of the UNet by `train_db.py`. The held-out split, on which all
+are scored, has chosen nothing. A LoRA's rate is the one that the last mile's was trained with; full fine-tuning takes the
+better of two on validation.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo import report
-from benchmarks.host_lora import Recipe, host_folder
-from benchmarks.small_sd import ADT, LR, SHOWN, Bench, distances, heldout_runs, host_parser, mean, paragraphs, store_of
+from benchmarks.host_training import Recipe, host_folder
+from benchmarks.small_sd import (
+    ADT,
+    LR,
+    NO_LEARNING,
+    SHOWN,
+    Bench,
+    distances,
+    heldout_runs,
+    host_parser,
+    mean,
+    paragraphs,
+    store_of,
+)
+from benchmarks.store import CellStore
 
 STEPS, LONGER = 2000, 3300
 """Optimizer steps of the command, and plain ones of about the processor time that it takes with `--adt`."""
 
-RUNS = (
-    *(Recipe(f"plain training, {steps} steps", steps, LR) for steps in (STEPS, LONGER)),
-    Recipe(ADT.name, STEPS, LR, ("--adt", "--adt_disc_width", "32")),  # heads shrink with the backbone
-)
+WITH_ADT = ("--adt", "--adt_disc_width", "32")  # heads shrink with the backbone
+PLAIN, LONG_PLAIN = (Recipe(f"plain training, {steps} steps", steps, LR) for steps in (STEPS, LONGER))
+FROZEN = Recipe("frozen heads, weight 5", STEPS, LR, (*WITH_ADT, *NO_LEARNING))
+WHOLE_ADT = Recipe(ADT.name, STEPS, LR, WITH_ADT)
+RUNS = (PLAIN, LONG_PLAIN, FROZEN, WHOLE_ADT)
+FULL_TRIALS = tuple(Recipe(f"plain training, lr {lr}", STEPS, lr, full=True) for lr in ("3e-4", "1e-3"))
 TITLE = "The small Stable Diffusion, a whole run of a LoRA through the real host"
 
 
-def measured(bench: Bench, seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+def full_runs(bench: Bench) -> tuple[Recipe, ...]:
+    """Return the runs of full fine-tuning, at the rate that is best on validation; tried where the store has no trials."""
+    lr = bench.best(FULL_TRIALS).lr
+    return tuple(replace(recipe, lr=lr, full=True) for recipe in (PLAIN, WHOLE_ADT))
+
+
+def measured(bench: Bench, recipes: Sequence[Recipe], seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
     """Train and score every run with every seed; return run -> results by seed."""
-    found: dict[str, list[dict[str, Any]]] = {recipe.name: [] for recipe in RUNS}
+    found: dict[str, list[dict[str, Any]]] = {recipe.name: [] for recipe in recipes}
     for seed in seeds:
-        for recipe in reversed(RUNS):
+        for recipe in reversed(recipes):
             found[recipe.name].append(bench.cell(recipe, seed, "heldout"))
     return found
 
 
 def runs_of(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Return run -> results by seed, from a store's label -> result, in the order of `RUNS`."""
-    found = heldout_runs(dict(sorted(results.items())))
+    by_seed = sorted(results.items(), key=lambda item: int(item[0].rpartition(" ")[2]))
+    found = heldout_runs(dict(by_seed))
     return {recipe.name: found.get(recipe.name, []) for recipe in RUNS}
 
 
+def full_store(host: Path, results: Path) -> CellStore:
+    """Return the store of a host's full fine-tuning, in a JSON file."""
+    return CellStore(results, f"full fine-tuning, {host.name}")
+
+
 def summary(runs: dict[str, list[dict[str, Any]]]) -> str:
-    """Return the table of docs/benchmarks.md: Fréchet distances, well-formed shares in brackets, means over the seeds."""
+    """Return a table of docs/benchmarks.md: Fréchet distances, well-formed shares in brackets, means over the seeds."""
     rows = [
         [
             run,
@@ -53,6 +84,7 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> str:
             f"{mean(cells, '3 @ 10', 'recall'):.2f}",
         ]
         for run, cells in runs.items()
+        if cells
     ]
     return report.table(["FD (well-formed share)", "runs", "processor time, s", *SHOWN, "recall, 3 @ 10"], rows)
 
@@ -72,11 +104,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises SystemExit where no host is found.
     """
-    given = host_parser("whole_run", __doc__, seeds=3).parse_args(argv)
-    host = host_folder(given.host)
+    parser = host_parser("whole_run", __doc__, seeds=3)
+    parser.add_argument("--full", action="store_true", help="full fine-tuning instead of a LoRA")
+    given = parser.parse_args(argv)
+    host, results = host_folder(given.host), given.out / "whole_run.json"
     torch.set_num_threads(1)
-    bench = Bench(host, store_of(host, given.out / "whole_run.json"), given.work, begin=None)
-    runs = measured(bench, range(1, given.seeds + 1))
+    if given.full:
+        bench = Bench(host, full_store(host, results), given.work / "full", begin=None)
+        measured(bench, full_runs(bench), range(1, given.seeds + 1))
+        return
+    bench = Bench(host, store_of(host, results), given.work, begin=None)
+    runs = measured(bench, RUNS, range(1, given.seeds + 1))
     write_atomically(given.out / "whole_run.md", "\n\n".join(paragraphs(runs, TITLE, "whole_run")) + "\n")
 
 

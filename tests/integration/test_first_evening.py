@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import host_lora
+from benchmarks import host_training
 from benchmarks.beds.pictures import STYLES
 from benchmarks.beds.small_sd import ASSETS
 from browser import browse, find_browser
@@ -40,9 +40,9 @@ def evening(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     """The folder in which the README's commands ran, and the runs: with `--adt`, without, and the comparison."""
     folder = tmp_path_factory.mktemp("evening")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host_lora, "IMAGES", 60)
-        patch.setattr(host_lora, "STYLE", STYLES[0])  # the base's own: a last mile
-        host_lora.write_training_images(folder / "train")
+        patch.setattr(host_training, "IMAGES", 60)
+        patch.setattr(host_training, "STYLE", STYLES[0])  # the base's own: a last mile
+        host_training.write_training_images(folder / "train")
     shutil.copytree(ASSETS / "tokenizers", folder / "tokenizers")  # the Hugging Face libraries write beside them
     variables = host_environment("sd", folder, hub_cache=folder / "tokenizers")
 

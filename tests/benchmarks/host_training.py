@@ -1,4 +1,7 @@
-"""A LoRA on the small Stable Diffusion by the real `train_network.py`: training data, the run, scores of what it saved."""
+"""Training on the small Stable Diffusion by the host's real scripts: training data, the run, scores of what it saved.
+
+A LoRA by `train_network.py`, or all weights of the UNet by `train_db.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,11 +30,11 @@ from adt_plugin.demo.metrics import frechet_distance, kernel_distance, nearest_d
 from benchmarks.beds.pictures import CAPTIONS
 from benchmarks.beds.small_sd import ASSETS, Denoiser, Sampler, decoded, encoded, load_network, load_vae, rendered, sample
 from tinyhost.models import HostModel
-from tinyhost.run import NO_HOST, find_host, host_arguments, host_environment, run_host
+from tinyhost.run import NO_HOST, OUTPUT_NAME, find_host, host_arguments, host_environment, run_host
 
 STYLE, IMAGES = "paper", 2000
 PLATEAU = ASSETS / "lora.safetensors"
-SCRIPT = "train_network.py"
+SCRIPT, FULL_SCRIPT = "train_network.py", "train_db.py"
 MODEL = HostModel(ASSETS / "model", ASSETS / "tokenizers", "networks.lora", "sd")
 POINTS = ((1.0, 5), (1.0, 10), (2.0, 10), (3.0, 5), (3.0, 10), (7.0, 10))
 """Guidance and sampler steps that every LoRA is scored at."""
@@ -43,22 +48,31 @@ OPTIONS: dict[str, object] = {
     "--save_precision": "fp16",
 }
 FLAGS = ("--network_train_unet_only", "--cache_latents")
+FULL = ("--cache_latents", "--stop_text_encoder_training", "-1", "--save_model_as", "diffusers_safetensors")
+"""In place of `FLAGS` and of the network's options."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to train the LoRA.
+    """One way to train.
 
     Attributes:
         steps: optimizer steps.
         lr: learning rate, as the command line has it.
         adt: further options of the command, beginning with `--adt`; none for plain training. The backbone is not among them.
+        full: train all weights of the UNet instead of a LoRA.
     """
 
     name: str
     steps: int
     lr: str
     adt: tuple[str, ...] = ()
+    full: bool = False
+
+    @property
+    def script(self) -> str:
+        """The host's script that trains so."""
+        return FULL_SCRIPT if self.full else SCRIPT
 
 
 @dataclass(frozen=True)
@@ -94,30 +108,42 @@ def write_training_images(folder: Path) -> Path:
     return folder
 
 
-def train_lora(recipe: Recipe, seed: int, begin: Path | None, images: Path, host: Path, out: Path) -> float:
-    """Train with the host, from `begin` where there is one; return the processor time in seconds, the start-up included.
+def train(recipe: Recipe, seed: int, begin: Path | None, images: Path, host: Path, out: Path) -> float:
+    """Train with the host; return the processor time in seconds, the start-up included.
+
+    Args:
+        begin: a LoRA to go on from; None begins one. Full fine-tuning begins at the base.
 
     Raises AssertionError with the end of the host's log where it fails.
     """
-    options = lora_options(recipe, seed, begin)
+    options = host_options(recipe, seed, begin)
     before = processor_time_of_children()
-    run_host(SCRIPT, *options, host_dir=host, model=MODEL, images=images, output_dir=out, timeout=7200).check()
+    run_host(recipe.script, *options, host_dir=host, model=MODEL, images=images, output_dir=out, timeout=7200).check()
     return processor_time_of_children() - before
 
 
-def lora_options(recipe: Recipe, seed: int, begin: Path | None) -> list[str]:
+def host_options(recipe: Recipe, seed: int, begin: Path | None) -> list[str]:
     """Return what stands on the host's command line beside the kit's own options."""
-    options = [str(part) for item in OPTIONS.items() for part in item]
-    options += [*FLAGS, "--learning_rate", recipe.lr, "--max_train_steps", str(recipe.steps), "--seed", str(seed)]
+    shared = {name: value for name, value in OPTIONS.items() if not (recipe.full and name.startswith("--network"))}
+    options = [str(part) for item in shared.items() for part in item]
+    options += [
+        *(FULL if recipe.full else FLAGS),
+        "--learning_rate",
+        recipe.lr,
+        "--max_train_steps",
+        str(recipe.steps),
+        "--seed",
+        str(seed),
+    ]
     options += ["--network_weights", str(begin)] if begin else []
     return options + ([*recipe.adt, "--adt_backbone", str(ASSETS / "dinov2")] if recipe.adt else [])
 
 
 def command_line(recipe: Recipe, seed: int, begin: Path | None, images: Path, out: Path) -> str:
-    """Return the command that trains a LoRA, to be pasted into a shell in the host's folder."""
+    """Return the command that trains so, to be pasted into a shell in the host's folder."""
     own = host_environment(MODEL.family, out, hub_cache=MODEL.tokenizers)
     variables = [f"{name}={shlex.quote(value)}" for name, value in own.items() if os.environ.get(name) != value]
-    words = [SCRIPT, *host_arguments(SCRIPT, MODEL, images, out), *lora_options(recipe, seed, begin)]
+    words = [recipe.script, *host_arguments(recipe.script, MODEL, images, out), *host_options(recipe, seed, begin)]
     return " ".join([*variables, "python", *map(shlex.quote, words)])
 
 
@@ -127,15 +153,20 @@ def processor_time_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def load_denoiser(lora: Path | None = None) -> Denoiser:
-    """The trained base, UNet and text encoder, with a LoRA where one is given; frozen."""
+def load_denoiser(tuned: Path | None = None) -> Denoiser:
+    """The trained base, UNet and text encoder, with a LoRA where one is given, or with a UNet's weights; frozen."""
     network = Denoiser()
     model = ASSETS / "model"
     network.unet = type(network.unet).from_pretrained(model / "unet", torch_dtype=torch.float32)
     network.text = type(network.text).from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
     network.requires_grad_(False).eval()
-    if lora is not None:
-        merge_lora(network.unet, lora)
+    if tuned is not None:
+        with safe_open(tuned, framework="pt") as file:
+            is_lora = any(name.startswith("lora_") for name in file.keys())  # noqa: SIM118  (the file is no mapping)
+        if is_lora:
+            merge_lora(network.unet, tuned)
+        else:
+            network.unet.load_state_dict(load_file(tuned))
     return network
 
 
@@ -255,17 +286,21 @@ def save_image(image: Tensor, path: Path) -> None:
 
 
 def trained(recipe: Recipe, seed: int, begin: Path | None, host: Path, keep: Path) -> float:
-    """Train one LoRA into the file `keep`, its progress pictures beside it; return its processor time in seconds."""
+    """Train, and keep a LoRA or a UNet's weights in the file `keep`, progress pictures beside it.
+
+    Returns the processor time in seconds.
+    """
     keep.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         images, out = write_training_images(Path(folder) / "images"), Path(folder) / "out"
-        seconds = train_lora(recipe, seed, begin, images, host, out)
+        seconds = train(recipe, seed, begin, images, host, out)
         for made in (*out.glob("*-adt*.png"), *out.glob("*-adt.jsonl")):
             shutil.copy(made, keep.with_name(f"{keep.stem}-{made.name}"))
-        shutil.copy(out / "tiny.safetensors", keep)
+        unet = out / OUTPUT_NAME / "unet" / SAFETENSORS_WEIGHTS_NAME
+        shutil.copy(unet if recipe.full else out / f"{OUTPUT_NAME}.safetensors", keep)
     return seconds
 
 
 def scored(file: Path, split: str, noise_seed: int, samples: int, pictures: Path | None = None) -> dict[str, Any]:
-    """Score a LoRA at all points."""
+    """Score a LoRA, or a UNet's weights, at all points."""
     return score(load_denoiser(file), split, noise_seed, samples, POINTS, pictures)
