@@ -43,17 +43,20 @@ class TurnCount:
 
 @dataclass(frozen=True)
 class TurnSchedule:
-    """The phases of a run: off before `begin`, then the warm-up, then a turn in every `every`-th step.
+    """The phases of a run: off before `begin`, then the warm-up, then a turn in every `every`-th step from `adversarial` on.
 
     Attributes:
         warmup: turns of the warm-up.
         every: after the warm-up, optimizer steps whose number is a multiple of this are due.
         begin: optimizer step before which there are no turns.
+        adversarial: optimizer step before which none trains the denoiser; a run that resumes with its warm-up behind it has
+            none at all before it.
     """
 
     warmup: int
     every: int
     begin: int = 0
+    adversarial: int = 0
 
     @classmethod
     def from_config(cls, config: ADTConfig, steps: int, batches_per_step: int = 1) -> TurnSchedule:
@@ -63,8 +66,8 @@ class TurnSchedule:
             steps: optimizer steps of the whole run, those behind a resumed state included.
             batches_per_step: gradient accumulation.
         """
-        warmup_steps = -(-config.warmup // batches_per_step)
-        return cls(config.warmup, config.every, max(0, adversarial_begin(config, steps) - warmup_steps))
+        warmup_steps, adversarial = -(-config.warmup // batches_per_step), adversarial_begin(config, steps)
+        return cls(config.warmup, config.every, max(0, adversarial - warmup_steps), adversarial)
 
     def phase(self, step: int, turns: int) -> Phase:
         """Return the phase of the next batch.
@@ -73,9 +76,9 @@ class TurnSchedule:
             step: optimizer steps taken so far.
             turns: turns made so far.
         """
-        if step < self.begin:
-            return Phase.OFF
-        return Phase.WARMUP if self.in_warmup(turns) else Phase.ADVERSARIAL
+        if self.in_warmup(turns):
+            return Phase.WARMUP if step >= self.begin else Phase.OFF
+        return Phase.ADVERSARIAL if step >= max(self.begin, self.adversarial) else Phase.OFF
 
     def in_warmup(self, turns: int) -> bool:
         """Return whether the turn that comes after so many others belongs to the warm-up."""
@@ -106,9 +109,10 @@ class TurnSchedule:
             return TurnCount(0, 0)
         warmup = min(max(0, self.warmup - turns), (end - first) * batches_per_step)
         whole_steps, rest = divmod(warmup, batches_per_step)
-        first += whole_steps
-        due_steps = max(0, _multiples_below(end, self.every) - _multiples_below(first, self.every))
-        lost = rest if first % self.every == 0 else 0  # of a due step whose first batches end the warm-up
+        warm = first + whole_steps  # the step whose first batches end the warm-up, if there is a rest
+        begin = max(warm, self.adversarial)
+        due_steps = max(0, _multiples_below(end, self.every) - _multiples_below(begin, self.every))
+        lost = rest if begin == warm and warm % self.every == 0 else 0
         return TurnCount(warmup, due_steps * batches_per_step - lost)
 
     def check(self, steps: int, batches_per_step: int = 1, step: int = 0, turns: int = 0) -> None:
@@ -128,8 +132,9 @@ class TurnSchedule:
         end = step + steps
         if self.begin >= end:
             return f"lower --adt_begin, which comes after the run's last step ({end})."
-        if (end - max(step, self.begin)) * batches_per_step <= self.warmup:
-            return f"lower --adt_warmup to about a tenth of the run's {end} steps, or train longer."
+        left = end - max(step, self.begin)
+        if left * batches_per_step <= self.warmup:
+            return f"lower --adt_warmup to about a tenth of the {left} steps that are left for both, or train longer."
         return f"lower --adt_every: the run ends at step {end}."
 
 
@@ -155,9 +160,10 @@ class AdversarialRate:
     end: int
 
     @classmethod
-    def from_config(cls, config: RunConfig, steps: int) -> AdversarialRate:
+    def from_config(cls, config: ADTConfig, steps: int) -> AdversarialRate:
         """Return the rate of a run with these options and so many optimizer steps."""
-        return cls(config.lr, adversarial_begin(config, steps), steps)
+        share = config.lr if config.weight > 0 else 0.0  # without a weight turns leave the model, and so its rate, alone
+        return cls(share, adversarial_begin(config, steps), steps)
 
     def at(self, step: int) -> float | None:
         """Return the share at an optimizer step; None where the run's own schedule holds."""

@@ -57,6 +57,9 @@ ONE_PASS_ONLY = {
 }
 """Options that leave one backward pass for the diffusion loss and the turn, and why."""
 
+PASSES_OF_ITS_OWN = "unsloth_offload_checkpointing"
+"""Anima's checkpointing that moves activations to the CPU."""
+
 SWAPS_BLOCKS = ("blocks_to_swap", "double_blocks_to_swap", "single_blocks_to_swap", "split_mode")
 """Options that swap blocks between devices: one graph at a time, each pulled back before the next call."""
 
@@ -116,6 +119,12 @@ def with_memory(args: argparse.Namespace, config: ADTConfig) -> ADTConfig:
     """
     swap = next((name for name in SWAPS_BLOCKS if getattr(args, name, None)), None)
     one_pass = next((name for name in ONE_PASS_ONLY if getattr(args, name, None)), None)
+    inside = next((name for name, why in ONE_PASS_ONLY.items() if why == STEPS_INSIDE and getattr(args, name, None)), None)
+    if inside and getattr(args, PASSES_OF_ITS_OWN, False):
+        raise ConfigError(
+            f"--{PASSES_OF_ITS_OWN} pulls every block back in a pass of its own, in each of which --{inside} would step the "
+            f"optimizer: with --adt leave one of them out, or take --gradient_checkpointing alone."
+        )
     if swap and one_pass:
         raise ConfigError(
             f"--{swap} needs a backward pass for every trained step, and --{one_pass} {ONE_PASS_ONLY[one_pass]}: with --adt "
@@ -247,10 +256,18 @@ def _check_output(args: argparse.Namespace) -> None:
 
 def _check_learning_rate(args: argparse.Namespace) -> None:
     """Refuse a denoiser that stands still: the turn's gradient reaches nothing else."""
+    if _finds_its_rate(args):
+        return
     unet_lr = getattr(args, "unet_lr", None)
     if unet_lr == 0 or (unet_lr is None and args.learning_rate == 0):
         flag = "--learning_rate" if unet_lr is None else "--unet_lr"
         raise ConfigError(f"{flag} 0 leaves --adt nothing to train: raise it, or remove --adt.")
+
+
+def _finds_its_rate(args: argparse.Namespace) -> bool:
+    """Return whether Adafactor's relative step makes the rate, as it does by default; sd-scripts then wants a rate of 0."""
+    given = "".join(getattr(args, "optimizer_args", None) or []).replace(" ", "").lower()
+    return str(getattr(args, "optimizer_type", "")).lower() == "adafactor" and "relative_step=false" not in given
 
 
 def _check_grid(args: argparse.Namespace, config: ADTConfig, family: Family) -> None:

@@ -19,13 +19,15 @@ class RestartedRate:
     Args:
         rate: by optimizer step.
         optimizers: torch's own, whose groups remember the rate that they were built with (`initial_lr`), as every scheduler of
-            torch lets them; a group without one, such as Adafactor's with a rate of its own, is left alone.
+            torch lets them. Without a scheduler, as with schedule-free optimizers, it is the rate that they have now. A group
+            that finds its own rate, such as Adafactor's with a relative step, is left alone.
         undos: takes the optimizers' hooks away.
     """
 
     def __init__(self, rate: AdversarialRate, optimizers: Iterable[Any], undos: ExitStack) -> None:
         self.rate, self.optimizers, self.step = rate, list(optimizers), 0
         self._kept: list[tuple[dict[str, Any], Any]] = []  # groups and their own rates
+        self._found = {id(group): group["lr"] for group in self._groups()}
         for optimizer in self.optimizers if rate.share else ():
             undos.callback(optimizer.register_step_pre_hook(lambda *_: self._put_in()).remove)
             undos.callback(optimizer.register_step_post_hook(lambda *_: self._take_out()).remove)
@@ -53,7 +55,7 @@ class RestartedRate:
 
     def _groups(self) -> Iterator[dict[str, Any]]:
         groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
-        yield from (group for group in groups if group.get("lr") is not None and group.get("initial_lr") is not None)
+        yield from (group for group in groups if group.get("lr") is not None and not group.get("relative_step"))
 
     def _put_in(self) -> None:
         share = self.rate.at(self.step)
@@ -61,7 +63,7 @@ class RestartedRate:
             return
         for group in self._groups():
             self._kept.append((group, group["lr"]))
-            group["lr"] = _like(group["lr"], share * float(group["initial_lr"]))
+            group["lr"] = _like(group["lr"], share * float(group.get("initial_lr") or self._found[id(group)]))
 
     def _take_out(self) -> None:
         for group, own in self._kept:  # not the optimizer's groups now: DeepSpeed steps one of them at a time

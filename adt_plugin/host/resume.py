@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -109,20 +110,36 @@ def host_count(folder: Path) -> int:
         return 0
 
 
-def steps_left(args: argparse.Namespace, counted: int) -> int:
-    """Return how many optimizer steps the host will make.
+def steps_left(args: argparse.Namespace, counted: int, batches_of_epoch: Callable[[], int], processes: int = 1) -> int:
+    """Return how many optimizer steps the host will make: its own arithmetic.
+
+    Its LoRA trainers go on with the epoch that a state was saved in. With `--skip_until_initial_step` they leave out the
+    batches of that epoch which are done; without, they begin the epoch anew, and count `--max_train_steps` from 0.
 
     Args:
         args: the host's; its --max_train_steps holds what --max_train_epochs and the data make of it.
         counted: what `host_count` found in the state, which --initial_step and --initial_epoch overrule.
+        batches_of_epoch: says how many there are in one process; asked where the run does not begin at its beginning.
+        processes: of the run.
     """
-    total: int = args.max_train_steps
-    epochs = getattr(args, "max_train_epochs", None)
-    if getattr(args, "initial_step", None) is not None:
-        counted = args.initial_step
-    elif getattr(args, "initial_epoch", None) is not None and epochs:
-        counted = total * (args.initial_epoch - 1) // epochs
-    return max(0, total - counted)
+    total, accumulation = int(args.max_train_steps), int(args.gradient_accumulation_steps)
+    step, epoch = getattr(args, "initial_step", None), getattr(args, "initial_epoch", None)
+    if step is None and epoch is None and not counted:
+        return total
+    batches = batches_of_epoch()
+    initial = counted
+    if step is not None:
+        initial = int(step)
+    elif epoch is not None:
+        initial = (int(epoch) - 1) * ceil(batches / processes / accumulation)
+    steps_of_epoch = ceil(batches / accumulation)
+    epochs = ceil(total / steps_of_epoch)
+    if not initial or not getattr(args, "skip_until_initial_step", False):
+        return min(total, max(0, epochs - initial // steps_of_epoch) * steps_of_epoch)
+    begun = initial * accumulation // steps_of_epoch  # in batches over steps, as the host divides them
+    skipped = initial * accumulation - begun * batches
+    rest = ceil((batches - max(0, skipped)) / accumulation) + (epochs - begun - 1) * steps_of_epoch
+    return max(0, min(total - skipped, rest))
 
 
 def load_heads(path: str, config: DiscriminatorConfig, discriminator: Discriminator) -> None:

@@ -20,7 +20,7 @@ from adt_plugin.core.diffusion.unroll import unroll
 from adt_plugin.core.discriminator import Discriminator, load_backbone
 from adt_plugin.core.distributed import all_processes_agree, world_size
 from adt_plugin.core.images.decoding import LatentDecoder, TinyDecoder, load_tiny_decoder, resolve_dtype
-from adt_plugin.core.moments import expect_growth, growth
+from adt_plugin.core.moments import Growth
 from adt_plugin.core.out_of_memory import TurnOutOfMemoryError
 from adt_plugin.core.report import TurnReport
 from adt_plugin.core.rng import preserved_rng
@@ -110,6 +110,7 @@ class Run:
         folder, name: where and under what name the run saves.
         learning_rate: as the user has set it.
         rate: that of the adversarial part, which is in the host's optimizers during a turn.
+        growth: prepares the optimizers for turns that follow plain steps.
     """
 
     config: ADTConfig
@@ -127,6 +128,7 @@ class Run:
     name: str
     learning_rate: str
     rate: RestartedRate
+    growth: Growth
 
     @property
     def loss_scale(self) -> Tensor | float:
@@ -162,25 +164,19 @@ class Run:
             SeamError: guidance was asked for, and the empty prompt has never been encoded.
         """
         host_seconds, interval = batch.host_seconds, Interval(self.accelerator.device)
-        if self._follows_plain_steps(step):
-            expect_growth(self.rate.optimizers, growth(self.config))
+        trains = not self.turn.schedule.in_warmup(self.turn.turns)
+        grown = trains and self.growth.before(step)
         self.progress.begin(batch, step)
         given = self._given(batch, backward, with_graph) | {"overflowed": self._overflow_test(), "loss": loss}
-        report = self._in_memory(step, lambda: self.headroom.make_turn(**given))
+        report = self._in_memory(step, lambda: self.headroom.make_turn(**given), self.growth.undo if grown else None)
+        if trains:
+            self.growth.after(step)
         if self.config.profile:
             report.seconds["host"] = host_seconds
         self.feedback.show(report, step)
         self.progress.go_on(batch, step)
         self.say(self.story.tell(report, interval.seconds()))
         self._examine(report)
-
-    def _follows_plain_steps(self, step: int) -> bool:
-        """Return whether the next turn is the first after the warm-up, and more batches than the warm-up's came before that.
-
-        With fewer, an average that has just begun follows by itself.
-        """
-        warmup = self.turn.schedule.warmup
-        return self.turn.turns == warmup and step * self.accelerator.gradient_accumulation_steps > 2 * warmup
 
     def rehearse(self, batch: Predicted, step: int, backward: Backward, with_graph: Callable[[DenoiserCall], Denoiser]) -> None:
         """Rehearse a turn on a batch that is larger than those before it, on a device whose memory is limited.
@@ -206,10 +202,13 @@ class Run:
             "weights": batch.weights,
         }
 
-    def _in_memory(self, step: int, attempt: Callable[[], Result]) -> Result:
+    def _in_memory(self, step: int, attempt: Callable[[], Result], undo: Callable[[], None] | None = None) -> Result:
+        """Attempt something; where memory runs out, save what has been trained, as it is without the attempt."""
         try:
             return attempt()
         except TurnOutOfMemoryError as error:
+            if undo is not None:
+                undo()
             raise TurnOutOfMemoryError(
                 error.stage, error.reason, error.in_gradient, f"{error} {self._way_out()} {self._kept(step)}"
             ) from error

@@ -25,12 +25,14 @@ from adt_plugin.core.diffusion.gradient_path import Backward
 from adt_plugin.core.diffusion.samplers import Sampler
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.images.decoding import LatentDecoder
+from adt_plugin.core.moments import Growth
 from adt_plugin.core.run import state
 from adt_plugin.core.run.health import Health
 from adt_plugin.core.run.monitor import Monitor
 from adt_plugin.core.run.rehearsal import Headroom
 from adt_plugin.core.run.story import Story
 from adt_plugin.core.schedule import AdversarialRate, TurnSchedule
+from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host import forecast, resume, trained
 from adt_plugin.host.batch import Batch, Idle, Noised, Predicted
 from adt_plugin.host.calls import DenoiserCall
@@ -83,6 +85,7 @@ class Session:
         self.batch: Batch = Idle()
         self.order: Order = HostFirst()
         self.whole_states: list[Path] = []
+        self.unmoved: list[Tensor] = []
         self.optimizer_steps = self.host_steps = 0
         self.backward_seen = False
 
@@ -205,11 +208,19 @@ class Session:
                 denoiser = prepared_as(before, after, self.family.denoisers)
                 if denoiser is not None:
                     self.on_denoiser(denoiser)
-                if self.weighs and isinstance(after, DataLoader):
-                    self._remember(trained.on_data(after, partial(self.found.bring, "data")))
+                if isinstance(after, DataLoader):
+                    self.on_data(after)
+                self.unmoved.extend(trained.of_text(before))
             return prepared
 
         return prepare
+
+    def on_data(self, loader: DataLoader[Any]) -> None:
+        """Note how many batches an epoch has, and listen to them where images have weights."""
+        if "batches" not in self.found:  # the validation's come later
+            self.found.bring("batches", len(loader))
+        if self.weighs:
+            self._remember(trained.on_data(loader, partial(self.found.bring, "data")))
 
     def on_denoiser(self, denoiser: nn.Module) -> None:
         """Listen to the calls of the denoiser that the host has prepared."""
@@ -234,7 +245,8 @@ class Session:
     @cached_property
     def last_step(self) -> int:
         """The optimizer step after which the run ends, those behind a resumed state included; known from the first batch on."""
-        return self.optimizer_steps + resume.steps_left(self.args, self.host_steps)
+        batches, processes = partial(self.found.__getitem__, "batches"), self.found["accelerator"].num_processes
+        return self.optimizer_steps + resume.steps_left(self.args, self.host_steps, batches, processes)
 
     @cached_property
     def rate(self) -> RestartedRate:
@@ -280,7 +292,18 @@ class Session:
             name=run_name(self.args),
             learning_rate=str(getattr(self.args, "unet_lr", None) or getattr(self.args, "learning_rate", "unknown")),
             rate=self.rate,
+            growth=self._growth(turn),
         )
+
+    def _growth(self, turn: AdversarialTurn) -> Growth:
+        """Return what prepares the optimizers for turns; the turns behind a resumed state are known to them."""
+        patience = 2 * self.config.warmup // self.args.gradient_accumulation_steps
+        unmoved = [] if self.config.train_text_encoder else self.unmoved
+        clip = float(getattr(self.args, "max_grad_norm", 0.0) or 0.0)
+        grown = Growth(self.config, self.rate.optimizers, patience, unmoved, clip)
+        if turn.turns > self.config.warmup:
+            grown.follow(self.optimizer_steps)
+        return grown
 
     def _guide(self) -> Guide:
         """Return how calls are bound: without guidance where nobody asked for it and the host embeds prompts its own way."""

@@ -1,4 +1,4 @@
-"""What of a batch the host trains, read from the batch as its data loader gives it: masks, and weights of the images."""
+"""What the host trains: masks and weights of the images in a batch, as its data loader gives it, and text encoders."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
 from adt_plugin.host.seams import Function, Undo, patch_attribute
 
@@ -52,3 +53,10 @@ def on_data(loader: DataLoader[Any], listener: Any) -> Undo:
         return walk
 
     return patch_attribute(owner, "__iter__", around_iter)
+
+
+def of_text(module: Any) -> Iterator[nn.Parameter]:
+    """Yield the trained parameters of text encoders: of one that is trained as a whole, or of a network's part for them."""
+    parts = [module] if isinstance(module, PreTrainedModel) else getattr(module, "text_encoder_loras", None) or []
+    for part in parts:
+        yield from (parameter for parameter in part.parameters() if parameter.requires_grad)

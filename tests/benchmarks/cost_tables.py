@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from benchmarks import cost_sweep as sweep
 from benchmarks.cost_sweep import Scale
 
 COUNTED = "counted"
+FINISH_STEPS = 300
+"""Of the run that README.md finishes a LoRA with."""
 TIME_TARGET, PEAK_TARGET, SLOPE_TARGET, RUN_TARGET = 1.15, 1.10, 0.01, 1.5
 
 INTRODUCTION = """# What a turn costs
@@ -75,6 +77,7 @@ def paragraphs(machines: dict[str, dict[str, Any]]) -> Iterator[str]:
     counted = machines.get(COUNTED, {})
     yield counted_table(counted)
     yield from counted_verdict(counted)
+    yield from finishing_section(counted)
     measured = {name: cells for name, cells in machines.items() if name != COUNTED}
     for name, cells in measured.items():
         scale = sweep.scale_of(torch.device("cuda" if is_gpu(name) else "cpu"))
@@ -117,6 +120,24 @@ def counted_verdict(cells: dict[str, Any]) -> Iterator[str]:
             f"A LoRA with the defaults: a peak's ratio of at most {ratio:.3f} ({verdict(ratio <= PEAK_TARGET)}), "
             f"a run of at most {run:.2f} plain ones ({verdict(run <= RUN_TARGET)})."
         )
+
+
+def finishing_section(cells: dict[str, Any]) -> Iterator[str]:
+    """What it costs to finish a LoRA in a run of its own, every step of which has a turn, and to begin turns earlier."""
+    head = ["model", f"{FINISH_STEPS} steps with `--adt_begin 0`", "a step of it", f"{RUN_STEPS} steps with `--adt_begin 0.8`"]
+    rows = []
+    for workload, name, config in counted_cases():
+        stored = cells.get(f"{workload}: {name}")
+        if stored is None or name != "defaults" or not workload.rank or workload.batch > 1:
+            continue
+        config, parts = as_sampled(config, workload.model), Parts(**stored["parts"])
+        finish = run_ratio(parts, replace(config, begin=0), FINISH_STEPS)
+        longer = run_ratio(parts, replace(config, begin=0.8), RUN_STEPS)
+        title = MODELS[workload.model].title
+        rows.append([title, f"as long as {FINISH_STEPS * finish:.0f} plain ones", f"{finish:.1f} x", f"{longer:.2f} x"])
+    if rows:
+        yield "### A run of its own, or a longer adversarial part\n\nA LoRA, batch 1, the warm-up included."
+        yield table(head, rows)
 
 
 def workload_columns(workload: Workload) -> list[str]:

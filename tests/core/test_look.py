@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adt_plugin.core.look import look
 from adt_plugin.core.run.state import capture
-from adt_plugin.core.run.strip import COLUMNS, LINE, SIDE, Strip, panel
+from adt_plugin.core.run.strip import COLUMNS, LINE, MOST, SIDE, Strip, panel
 from toys import ToyDenoiser, diffusion_backward, toy_decode, toy_latents, toy_turn
 
 
@@ -93,6 +93,14 @@ def test_a_strip_grows_row_by_row(tmp_path: Path) -> None:
         assert [picture.getpixel((4 * n, 0))[0] for n in range(COLUMNS)] == list(range(10, 10 + COLUMNS))
         assert picture.getpixel((0, 6)) == (10 + COLUMNS, 0, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_a_long_strip_thins_out_and_keeps_the_first_and_the_newest_panel(tmp_path: Path) -> None:
+    strip = Strip(tmp_path / "x.png")
+    strip.add(*map(colour, range(MOST)))
+    strip.add(colour(200))
+    kept = [one.getpixel((0, 0))[0] for one in strip.panels]
+    assert kept == [*range(0, MOST, 2), 200]
 
 
 def test_a_strip_that_goes_on_keeps_what_was_there_and_a_damaged_one_begins_anew(tmp_path: Path) -> None:

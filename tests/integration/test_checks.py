@@ -186,6 +186,22 @@ def test_no_place_for_rows_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None
     assert "--output_dir" in refused(monkeypatch, ADTConfig(), output_dir=None)
 
 
+@pytest.mark.parametrize("given", [None, ["scale_parameter=False", "relative_step=True"]])
+def test_a_rate_of_0_that_adafactor_asks_for(monkeypatch: pytest.MonkeyPatch, given: list[str] | None) -> None:
+    monkeypatch.setattr("sys.argv", ["train_network.py"])
+    changes = {"learning_rate": 0.0, "optimizer_type": "AdaFactor", "optimizer_args": given}
+    assert checks.check_host_options(host_args(**changes), ADTConfig()) is SD
+    changes["optimizer_args"] = ["relative_step=False"]
+    assert "--learning_rate 0" in refused(monkeypatch, ADTConfig(), **changes)
+
+
+@pytest.mark.parametrize("inside", [name for name, why in checks.ONE_PASS_ONLY.items() if why == checks.STEPS_INSIDE])
+def test_checkpointing_with_passes_of_its_own_is_not_for_optimizers_that_step_inside(inside: str) -> None:
+    with pytest.raises(ConfigError, match=f"--unsloth_offload_checkpointing pulls .* --{inside} would step"):
+        checks.with_memory(host_args(**{inside: True, "unsloth_offload_checkpointing": True}), ADTConfig(memory="auto"))
+    assert checks.with_memory(host_args(unsloth_offload_checkpointing=True), ADTConfig()) == ADTConfig()
+
+
 @pytest.mark.parametrize(
     ("changes", "flag"), [({"unet_lr": 0.0}, "--unet_lr 0"), ({"learning_rate": 0.0}, "--learning_rate 0")]
 )
@@ -212,7 +228,7 @@ def test_a_grid_that_cannot_be_walked(monkeypatch: pytest.MonkeyPatch, options: 
 def test_a_warmup_that_outlasts_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refused(monkeypatch, ADTConfig(warmup=100, every=2), max_train_steps=100)
     assert message.startswith("--adt_begin, --adt_warmup 100 and --adt_every 2 leave no turn of this run")
-    assert message.endswith("lower --adt_warmup to about a tenth of the run's 100 steps, or train longer.")
+    assert message.endswith("lower --adt_warmup to about a tenth of the 100 steps that are left for both, or train longer.")
 
 
 def test_a_first_turn_after_the_end_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

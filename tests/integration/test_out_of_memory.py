@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from adtruns import assert_same_weights, assert_trained_with_adt, rows
 
+from adt_plugin.core.out_of_memory import TurnOutOfMemoryError
 from adt_plugin.core.run import state
+from adt_plugin.host.run import Run
 from tinyhost.models import HostModel
 from tinyhost.run import SCRIPT, CompletedRun, TinyRun, host_arguments, host_environment, run_to_end
 
@@ -49,6 +51,24 @@ def test_auto_steps_down_and_trains(run_scarce: ScarceRun) -> None:
     run, _ = run_scarce("--max_train_steps", "3", "--adt_memory", "auto", scarce="unroll")
     assert_trained_with_adt(run, turns=3)
     assert " ".join(run.log.split()).count("it goes on with --adt_offload (now off).") == 1
+
+
+def test_what_the_optimizer_was_told_of_a_turn_is_taken_back_before_its_state_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the run that goes on from there would tell it again."""
+    done: list[str] = []
+
+    def attempt() -> None:
+        raise TurnOutOfMemoryError("replay", "CUDA out of memory.", False, "memory ran out")
+
+    def kept(self: Run, step: int) -> str:
+        done.append("saved")
+        return "saved."
+
+    monkeypatch.setattr(Run, "_kept", kept)
+    monkeypatch.setattr(Run, "_way_out", lambda self: "")
+    with pytest.raises(TurnOutOfMemoryError, match="saved"):
+        object.__new__(Run)._in_memory(3, attempt, lambda: done.append("taken back"))
+    assert done == ["taken back", "saved"]
 
 
 def test_memory_that_runs_out_in_a_turn_ends_the_run_with_its_state_and_what_to_set(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -75,13 +77,25 @@ def test_every_group_has_its_own_rate_back_where_they_are_stepped_one_at_a_time(
     assert optimizer.rates == pytest.approx([0.05, 0.1])
 
 
-def test_a_group_without_a_rate_of_its_own_is_left_alone() -> None:
-    optimizer = Recorded(0.1)  # no scheduler, as with an optimizer that finds its own rate
+def test_without_a_scheduler_the_share_is_of_the_rate_that_was_there() -> None:
+    """As schedule-free optimizers have it, for which sd-scripts makes no scheduler of torch's."""
+    optimizer = Recorded(0.1)
     with ExitStack() as undos:
         with RestartedRate(AdversarialRate(0.5, 0, 8), [optimizer], undos).during(0):
-            assert optimizer.param_groups[0]["lr"] == 0.1
+            assert optimizer.param_groups[0]["lr"] == 0.05
         optimizer.step()
-    assert optimizer.rates == [0.1]
+    assert optimizer.rates == [0.05] and optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("own", [{"lr": None}, {"lr": 0.1, "relative_step": True}], ids=["no rate", "relative step"])
+def test_a_group_that_finds_its_own_rate_is_left_alone(own: dict[str, object]) -> None:
+    optimizer = Recorded(0.1)
+    optimizer.param_groups[0] |= own
+    with ExitStack() as undos:
+        with RestartedRate(AdversarialRate(0.5, 0, 8), [optimizer], undos).during(0):
+            assert optimizer.param_groups[0]["lr"] == own["lr"]
+        optimizer.step()
+    assert optimizer.rates == [own["lr"]]
 
 
 def test_the_runs_own_rate_is_there_while_a_state_is_saved_in_the_middle_of_a_turn() -> None:
@@ -114,18 +128,49 @@ def test_a_rate_that_is_a_tensor_stays_one() -> None:
     torch.testing.assert_close(optimizer.param_groups[0]["lr"], torch.tensor(0.1))
 
 
+def steps_of_the_host(total: int, batches: int, accumulation: int, initial: int, skips: bool) -> int:
+    """Walk the loop of `train_network.py`, batch by batch, as it stands in v0.9 to v0.11."""
+    epoch = ceil(batches / accumulation)
+    epochs, first, remaining = ceil(total / epoch), 0, 0
+    if initial:
+        remaining = initial * accumulation if skips else 0
+        first = (remaining if skips else initial) // epoch
+    if remaining > 0:
+        remaining -= first * batches
+    now, made = remaining if skips and initial else 0, 0
+    for _ in range(first, epochs):
+        left_out, remaining = max(0, remaining), 0
+        for batch in range(left_out, batches):
+            synced = (batch - left_out + 1) % accumulation == 0 or batch == batches - 1
+            now, made = now + synced, made + synced
+            if now >= total:
+                return made
+    return made
+
+
+@pytest.mark.parametrize("skips", [False, True], ids=["the epoch anew", "skipped"])
+@pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize(
-    ("given", "counted", "left"),
-    [
-        ({}, 0, 100),
-        ({}, 30, 70),
-        ({"initial_step": 40}, 30, 60),
-        ({"initial_epoch": 3, "max_train_epochs": 4}, 30, 50),
-        ({"initial_step": None, "initial_epoch": None}, 100, 0),
-    ],
+    ("total", "batches", "initial"),
+    [(2000, 200, 0), (2000, 200, 1700), (2000, 300, 1900), (2000, 800, 500), (1600, 2000, 1000), (60, 7, 30), (60, 7, 28)],
 )
-def test_the_steps_that_are_left_are_the_hosts_count(given: dict[str, int], counted: int, left: int) -> None:
-    assert resume.steps_left(argparse.Namespace(max_train_steps=100, **given), counted) == left
+def test_the_steps_that_are_left_are_those_that_the_host_makes(
+    total: int, batches: int, initial: int, accumulation: int, skips: bool
+) -> None:
+    args = argparse.Namespace(
+        max_train_steps=total, gradient_accumulation_steps=accumulation, skip_until_initial_step=skips, initial_step=None
+    )
+    expected = steps_of_the_host(total, batches, accumulation, initial, skips)
+    assert resume.steps_left(args, initial, lambda: batches) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [({}, 80), ({"initial_step": 50}, 60), ({"initial_epoch": 3}, 60), ({"initial_step": None, "initial_epoch": None}, 80)],
+)
+def test_options_overrule_the_hosts_count(given: dict[str, int], left: int) -> None:
+    args = argparse.Namespace(max_train_steps=100, gradient_accumulation_steps=1, **given)
+    assert resume.steps_left(args, 30, lambda: 20) == left
 
 
 def test_the_hosts_count_is_read_from_its_state_and_is_0_where_there_is_none(tmp_path: Path) -> None:
@@ -173,6 +218,18 @@ def test_a_resumed_run_begins_where_the_whole_run_would(late, run_tiny: TinyRun,
     assert [(row["step"], row["warmup"]) for row in rows(resumed)][:3] == [(3, True), (4, False), (5, False)]
 
 
+def test_a_run_that_begins_its_epoch_anew_has_its_last_turn_in_its_last_step(
+    late: CompletedRun, run_tiny: TinyRun, adt_options: Options
+) -> None:
+    """Without `--skip_until_initial_step`, which is how most people resume, sd-scripts makes more steps than are left."""
+    state = late.output_dir / "tiny-step00000002-state"
+    resumed = run_tiny(*COSINE, *adt_options, "--adt_begin", "0.6667", "--adt_lr", "0.5", "--resume", state, launcher="python")
+    made = [row["step"] for row in rows(resumed.check())]
+    steps = int(re.findall(r"steps:.*?(\d+)/(\d+) ", resumed.stderr)[-1][0])
+    assert made[-1] == 2 + steps - 1
+    assert f"ADT begins: {len(made)} turns to come" in " ".join(resumed.log.split())
+
+
 def test_a_begin_after_the_end_is_refused_before_anything_is_loaded(run_tiny: TinyRun, adt_options: Options) -> None:
     run = run_tiny(*COSINE, *adt_options, "--adt_begin", "1800")
     assert run.returncode == 1 and "lower --adt_begin, which comes after the run's last step (6)" in " ".join(
@@ -183,26 +240,33 @@ def test_a_begin_after_the_end_is_refused_before_anything_is_loaded(run_tiny: Ti
 # What the optimizer remembers of the plain steps
 
 
-def averages(run: CompletedRun) -> Tensor:
-    """Of squared gradients, in the state that a run left."""
+def averages(run: CompletedRun) -> list[Tensor]:
+    """Of squared gradients, in the state that a run left: of the text encoder's part, and of the UNet's."""
     found = torch.load(run.check().output_dir / "tiny-state" / "optimizer.bin", weights_only=True)
-    return torch.cat([state["exp_avg_sq"].flatten() for state in found["state"].values()])
+    groups = [group["params"] for group in found["param_groups"]]
+    assert len(groups) == 2
+    return [torch.cat([found["state"][number]["exp_avg_sq"].flatten() for number in group]) for group in groups]
+
+
+def larger_by(run: CompletedRun, other: CompletedRun) -> list[float]:
+    """The median ratio of both averages, by part."""
+    pairs = zip(averages(run), averages(other), strict=True)
+    return [float((ours[theirs > 0] / theirs[theirs > 0]).median()) for ours, theirs in pairs]
 
 
 @pytest.mark.parametrize(
-    ("begin", "larger"),
-    [(("--adt_begin", "3", "--adt_warmup", "1"), 1.0), (("--adt_begin", "0", "--adt_warmup", "3"), 0.0)],
+    ("begin", "grows"),
+    [(("--adt_begin", "3", "--adt_warmup", "1"), True), (("--adt_begin", "0", "--adt_warmup", "3"), False)],
     ids=["after plain steps", "from the start"],
 )
 def test_a_run_tells_its_optimizer_at_the_first_turn_after_plain_steps(
-    run_tiny: TinyRun, adt_options: Options, begin: Options, larger: float
+    run_tiny: TinyRun, adt_options: Options, begin: Options, grows: bool
 ) -> None:
-    """The turns have next to no weight, so that what is found larger is what the optimizer was told."""
+    """The UNet's part alone: turns do not train the text encoder, whose steps stay as long as they were."""
     options = ("--max_train_steps", "4", "--save_state_on_train_end", *adt_options, *begin, "--adt_lr", "0")
-    found = [averages(run_tiny(*options, "--adt_weight", weight, "--adt_max_grad_ratio", ratio))
-             for weight, ratio in (("0", "10"), ("5", "1e-6"))]  # fmt: skip
-    told = averages(run_tiny(*options, "--adt_weight", "5"))
-    known = found[0] > 0
-    assert (found[1][known] / found[0][known]).median() == pytest.approx(1.0, abs=0.05)  # a bound this low tells nothing
-    ratio = float((told[known] / found[0][known]).median())
-    assert ratio > 15 if larger else ratio < 15
+    without = run_tiny(*options, "--adt_weight", "0")
+    of_next_to_no_weight = run_tiny(*options, "--adt_weight", "5", "--adt_max_grad_ratio", "1e-6")
+    assert larger_by(of_next_to_no_weight, without) == pytest.approx([1.0, 1.0], abs=0.05)
+    text, unet = larger_by(run_tiny(*options, "--adt_weight", "5"), without)
+    assert text == pytest.approx(1.0, abs=0.05)
+    assert unet > 15 if grows else unet < 15

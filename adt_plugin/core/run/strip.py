@@ -20,6 +20,8 @@ SIDE = 256
 
 LINE = 12
 COLUMNS = 8
+MOST = 64
+"""Panels that a strip holds; of more, every second goes, so that the whole run stays in sight."""
 
 
 def panel(image: Tensor, caption: list[str]) -> Image.Image:
@@ -67,6 +69,9 @@ class Strip:
             OSError: it cannot be written.
         """
         self.panels.extend(new)
+        while len(self.panels) > MOST:
+            newest = self.panels[-1]
+            self.panels = [*self.panels[:-1:2], newest]
         with replacement(self.path) as temporary:
             self._drawn().save(temporary, format="PNG")
 
