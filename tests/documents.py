@@ -10,7 +10,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
-FIRST_WORDS = ("adt", "accelerate", "python", "venv/bin/python", "pip", "uv", "git", "huggingface-cli", "cd", "%cd")
+FIRST_WORDS = ("adt", "accelerate", "python", "venv/bin/python", "pip", "uv", "git", "hf", "huggingface-cli", "cd", "%cd")
 """What a line of a document's code block begins with if it is a command."""
 
 PLACEHOLDER = re.compile(r"\.\.\..*?\.\.\.")

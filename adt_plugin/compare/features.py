@@ -13,6 +13,7 @@ from torch import Tensor
 from adt_plugin.compare.memory import memory_for
 from adt_plugin.core.discriminator.loaders import plain_processor
 from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.hub import download_command
 from adt_plugin.core.run.files import write_atomically
 
 BATCH = 16
@@ -76,7 +77,7 @@ def _not_loaded(name: str) -> ConfigError:
     if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:
         return ConfigError(f"--backbone: there is no folder {name}: give one, or a name such as facebook/dinov2-base.")
     return ConfigError(
-        f"--backbone: {name} is not in the Hugging Face cache and could not be fetched: run `huggingface-cli download {name}` "
+        f"--backbone: {name} is not in the Hugging Face cache and could not be fetched: run `{download_command(name)}` "
         "once with network access, or give a local folder."
     )
 

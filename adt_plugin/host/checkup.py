@@ -19,6 +19,7 @@ from pathlib import Path
 
 from adt_plugin import __version__
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.hub import download_command
 from adt_plugin.host.activation import HostFinder
 from adt_plugin_hook import AdtPluginHook
 
@@ -170,7 +171,7 @@ def backbone(name: str) -> Check:
     return Check(
         PROBLEM,
         f"backbone {name} is not in the cache, and the hub does not answer",
-        f"run huggingface-cli download {rest} where there is a network, or give a folder with --adt_backbone",
+        f"run {download_command(rest)} where there is a network, or give a folder with --adt_backbone",
     )
 
 

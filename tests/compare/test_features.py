@@ -14,6 +14,7 @@ from adt_plugin.compare.features import Embedder, FeatureCache
 from adt_plugin.compare.inputs import read_references
 from adt_plugin.core.discriminator.loaders import plain_processor
 from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.hub import download_command
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_a_backbone_that_is_not_there_says_the_one_thing_that_is_wrong(tmp_path:
     sentences = {
         str(tmp_path): "^--backbone: the folder .* holds no vision model",
         str(tmp_path / "none"): "^--backbone: there is no folder",
-        "facebook/dinov2-of-no-size": "^--backbone: facebook/dinov2-of-no-size is not in .* `huggingface-cli download",
+        "facebook/dinov2-of-no-size": f"^--backbone: facebook/dinov2-of-no-size is not in .* `{download_command('facebook')}",
     }
     for name, sentence in sentences.items():
         with pytest.raises(ConfigError, match=sentence):

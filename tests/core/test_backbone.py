@@ -19,6 +19,7 @@ from adt_plugin.core.discriminator import Discriminator, FrozenBackbone, load_ba
 from adt_plugin.core.discriminator.backbone import split_scheme
 from adt_plugin.core.discriminator.loaders import LOADERS, FeatureNetwork, processor_size
 from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.hub import download_command
 from toys import ToyFeatures
 
 
@@ -206,7 +207,7 @@ def refusal(name: str) -> str:
 
 
 def test_a_name_on_the_hub_comes_with_the_command_that_downloads_it() -> None:
-    assert "`huggingface-cli download nobody/nothing` once, or give a local folder" in refusal("nobody/nothing")
+    assert f"`{download_command('nobody/nothing')}` once, or give a local folder" in refusal("nobody/nothing")
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./dino", "~/dino", "models/dino/base", r"C:\models\dino"])
@@ -374,7 +375,7 @@ def test_a_timm_model_that_is_not_there_is_refused_in_one_line(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     repository = name if "/" in name else f"timm/{name}"
-    expected = "there is no such folder" if name.startswith("/") else f"huggingface-cli download {repository}`"
+    expected = "there is no such folder" if name.startswith("/") else f"{download_command(repository)}`"
     assert expected in refusal(f"timm:{name}")
 
 

@@ -137,13 +137,12 @@ def test_the_example_of_the_core_page_trains(tiny_dino: Path, monkeypatch: pytes
     """As it stands, with tiny networks under the names that it takes for granted; the backbone is a local one."""
     page = (REPOSITORY / "docs" / "core.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
-    example = example.replace("ADTConfig(", f"ADTConfig(backbone={str(tiny_dino)!r}, image_size=28, ")
-    example = example.replace("warmup=100", "warmup=1")
+    example = example.replace("ADTConfig(", f"ADTConfig(backbone={str(tiny_dino)!r}, image_size=28, warmup=1")
     reports: list[TurnReport] = []
     call = AdversarialTurn.__call__
     monkeypatch.setattr(AdversarialTurn, "__call__", lambda *args, **named: reports.append(call(*args, **named)) or reports[-1])
     exec(compile(example, "core.md", "exec"), surroundings_of_the_example())
-    assert [report.warmup for report in reports] == [True, False] and reports[1].grad_norm > 0
+    assert [report.warmup for report in reports] == [True, False, False] and reports[1].grad_norm > 0
 
 
 def surroundings_of_the_example() -> dict[str, object]:

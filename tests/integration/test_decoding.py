@@ -15,6 +15,7 @@ from torch import nn
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.hub import download_command
 from adt_plugin.core.images.decoding import LatentDecoder, LatentFormat, load_tiny_decoder, pixels_of, resolve_dtype
 from adt_plugin.host.families import FAMILIES, SD, SDXL
 from adt_plugin.host.run import Models
@@ -92,7 +93,7 @@ def test_by_its_name_it_is_the_hubs(hub_cache: Path, tiny_decoder: Path) -> None
 
 
 def test_without_a_network_it_says_how_to_download_it(hub_cache: Path) -> None:
-    with pytest.raises(ConfigError, match="run `huggingface-cli download madebyollin/taesdxl`") as refused:
+    with pytest.raises(ConfigError, match=f"run `{download_command('madebyollin/taesdxl')}`") as refused:
         load_tiny_decoder("taesd", 4, SDXL.tiny_decoder)
     assert "\n" not in str(refused.value)
 

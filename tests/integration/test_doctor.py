@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from fakehost import run_python, write_fake_host
 
+from adt_plugin.core.hub import download_command
 from adt_plugin.host import checkup, doctor
 from adt_plugin.host.families import FAMILIES, SD
 from tinyhost.run import REPOSITORY
@@ -150,7 +151,7 @@ def test_the_environment_that_will_train_must_have_the_plugin(tmp_path: Path, mo
 def test_a_backbone_that_is_not_cached_has_to_be_reached(monkeypatch: pytest.MonkeyPatch, answers: bool, state: str) -> None:
     monkeypatch.setattr(checkup, "hub_answers", lambda: answers)
     found = checkup.backbone("nobody/nothing")
-    assert found.state == state and (answers or "huggingface-cli download nobody/nothing" in found.remedy)
+    assert found.state == state and (answers or download_command("nobody/nothing") in found.remedy)
 
 
 def test_a_cached_backbone_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

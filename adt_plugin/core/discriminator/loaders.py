@@ -18,6 +18,7 @@ from safetensors import SafetensorError  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.hub import download_command
 from adt_plugin.core.rng import preserved_rng
 
 
@@ -328,7 +329,7 @@ def _not_loaded(value: str, folder: Path, error: Exception, repository: str | No
         return ConfigError(f"{start}: it is neither a local folder nor a model on the hub.")
     return ConfigError(
         f"{start}: it is not in the cache, and the hub was not reached. Where there is a network, run "
-        f"`huggingface-cli download {repository or value}` once, or give a local folder."
+        f"`{download_command(repository or value)}` once, or give a local folder."
     )
 
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adt_plugin.core.config import HUB_DECODER, OWN_DECODER
 from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.hub import download_command
 
 LARGE = 512 * 512
 """Pixels of an image whose decoder's graph is worth more than a second decode (ours: about 0.5 GB in bf16)."""
@@ -144,8 +145,7 @@ def load_tiny_decoder(value: str, channels: int, repository: str | None = None) 
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        download = f"huggingface-cli download {source}` (or `hf download {source}"
-        way = f"run `{download}`) once while there is a network" if value == HUB_DECODER else "check the folder"
+        way = f"run `{download_command(source)}` once while there is a network" if value == HUB_DECODER else "check the folder"
         raise ConfigError(f"--adt_decoder {value} could not be loaded, {way} ({reason}).") from error
     if loaded["missing_keys"]:
         raise _no_tiny(value)
