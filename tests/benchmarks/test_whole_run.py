@@ -19,14 +19,17 @@ def cell(value: float) -> dict[str, Any]:
     return {"seconds": 100 * value, "scores": {point_name(*point): dict.fromkeys(FIGURES, value) for point in POINTS}}
 
 
-def test_runs_are_told_by_their_labels_and_seeds_stand_in_their_order() -> None:
+def test_runs_are_told_by_their_labels_and_compared_seed_by_seed() -> None:
     plain, adt = whole_run.PLAIN.name, whole_run.WHOLE_ADT.name
-    labels = {f"heldout: {adt}, seed 10": 3, f"heldout: {adt}, seed 2": 1, f"heldout: {plain}, seed 1": 5}
+    labels = {f"heldout: {adt}, seed 10": 3, f"heldout: {adt}, seed 2": 1, f"heldout: {plain}, seed 10": 4}
     found = whole_run.runs_of({label: cell(value) for label, value in labels.items()})
-    assert list(found) == [recipe.name for recipe in whole_run.RUNS]
-    assert [[each["seconds"] for each in cells] for cells in found.values()] == [[500], [], [], [100, 300]]
-    rows = whole_run.summary({adt: found[adt]}).splitlines()
-    assert [part.strip() for part in rows[2].split("|")[2:5]] == ["2", "200", "2.00 (2.00)"]
+    assert [(run, list(seeds)) for run, seeds in found.items()] == [(plain, [10]), (adt, [2, 10])]
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in whole_run.summary(found).splitlines()[2:]]
+    assert rows[1][:4] == [adt, "2, 10", "200", "2.00 (2.00)"]
+    ((run, seed, *changed),) = (
+        [part.strip() for part in line.split("|")[1:-1]] for line in whole_run.changes(found).splitlines()[2:]
+    )
+    assert (run, seed, set(changed)) == (adt, "10", {"-25 % (-1.00)"})
 
 
 def test_both_commands_are_the_same_but_for_the_plugins_options() -> None:
@@ -48,7 +51,8 @@ def test_the_table_is_what_the_json_says(kind: str) -> None:
     found = [results for group, results in groups.items() if group.startswith(kind)]
     if not found:
         pytest.skip("nothing is published yet: docs/benchmarks.md says so")
-    assert whole_run.summary(whole_run.runs_of(found[0])) in (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+    runs, page = whole_run.runs_of(found[0]), (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+    assert whole_run.summary(runs) in page and whole_run.changes(runs) in page
 
 
 def test_the_table_of_moments_is_what_its_json_says() -> None:

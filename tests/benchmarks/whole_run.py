@@ -26,13 +26,12 @@ from benchmarks.small_sd import (
     SHOWN,
     Bench,
     distances,
-    heldout_runs,
     host_parser,
     mean,
     paragraphs,
     store_of,
 )
-from benchmarks.store import CellStore
+from benchmarks.store import CellStore, run_of
 
 STEPS, LONGER = 2000, 3300
 """Optimizer steps of the command, and plain ones of about the processor time that it takes with `--adt`."""
@@ -61,11 +60,18 @@ def measured(bench: Bench, recipes: Sequence[Recipe], seeds: Sequence[int]) -> d
     return found
 
 
-def runs_of(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return run -> results by seed, from a store's label -> result, in the order of `RUNS`."""
-    by_seed = sorted(results.items(), key=lambda item: int(item[0].rpartition(" ")[2]))
-    found = heldout_runs(dict(by_seed))
-    return {recipe.name: found.get(recipe.name, []) for recipe in RUNS}
+BySeed = dict[str, dict[int, dict[str, Any]]]
+"""Run -> seed -> result."""
+
+
+def runs_of(results: dict[str, Any]) -> BySeed:
+    """Sort a store's label -> result by run, in the order of `RUNS`, and by seed."""
+    found: BySeed = {}
+    for recipe in RUNS:
+        seeds = {int(label.rpartition(" ")[2]): result for label, result in results.items() if run_of(label) == recipe.name}
+        if seeds:
+            found[recipe.name] = dict(sorted(seeds.items()))
+    return found
 
 
 def full_store(host: Path, results: Path) -> CellStore:
@@ -73,20 +79,37 @@ def full_store(host: Path, results: Path) -> CellStore:
     return CellStore(results, f"full fine-tuning, {host.name}")
 
 
-def summary(runs: dict[str, list[dict[str, Any]]]) -> str:
+def summary(runs: BySeed) -> str:
     """Return a table of docs/benchmarks.md: Fréchet distances, well-formed shares in brackets, means over the seeds."""
     rows = [
         [
             run,
-            str(len(cells)),
-            f"{statistics.fmean(cell['seconds'] for cell in cells):.0f}",
-            *distances(cells),
-            f"{mean(cells, '3 @ 10', 'recall'):.2f}",
+            ", ".join(map(str, seeds)),
+            f"{statistics.fmean(cell['seconds'] for cell in seeds.values()):.0f}",
+            *distances(list(seeds.values())),
+            f"{mean(list(seeds.values()), '3 @ 10', 'recall'):.2f}",
         ]
-        for run, cells in runs.items()
-        if cells
+        for run, seeds in runs.items()
     ]
-    return report.table(["FD (well-formed share)", "runs", "processor time, s", *SHOWN, "recall, 3 @ 10"], rows)
+    return report.table(["FD (well-formed share)", "seeds", "processor time, s", *SHOWN, "recall, 3 @ 10"], rows)
+
+
+def changes(runs: BySeed) -> str:
+    """Return a table of docs/benchmarks.md: seed by seed, how the other runs' figures differ from plain training's.
+
+    Fréchet distance in percent, and the well-formed share in brackets.
+    """
+    plain, rows = runs[PLAIN.name], []
+    for run, seeds in runs.items():
+        for seed in sorted(seeds.keys() & plain.keys()) if run != PLAIN.name else ():
+            pairs = [(seeds[seed]["scores"][point], plain[seed]["scores"][point]) for point in SHOWN]
+            rows.append([run, str(seed), *(difference(*pair) for pair in pairs)])
+    return report.table(["against 2000 plain steps", "seed", *SHOWN], rows)
+
+
+def difference(ours: dict[str, float], theirs: dict[str, float]) -> str:
+    """Format the change of the distance in percent, and that of the well-formed share."""
+    return f"{100 * (ours['fd'] / theirs['fd'] - 1):+.0f} % ({ours['well_formed'] - theirs['well_formed']:+.2f})"
 
 
 def moments_table(found: dict[str, Any]) -> str:

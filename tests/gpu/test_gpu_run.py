@@ -26,6 +26,7 @@ def results(out: Path) -> dict[str, dict[str, object]]:
     return {f"{path.parent.name}/{path.stem}": json.loads(path.read_text()) for path in sorted(out.glob("?-*/*.json"))}
 
 
+@pytest.mark.slow
 def test_the_parts_that_need_no_host_run_by_the_command_itself(tmp_path: Path) -> None:
     options = ("--miniature", "--device", "cpu", "--parts", WITHOUT_HOST)
     command, variables = [REPOSITORY / "tests" / "gpu" / "run.sh", tmp_path, *options], os.environ | {"PYTHON": sys.executable}

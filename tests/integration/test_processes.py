@@ -41,7 +41,7 @@ def assert_trained_by_two(run: CompletedRun, turns: int) -> None:
         slow("fine_tune.py", ("--train_text_encoder",), 3),
         slow("sdxl_train.py", ("--gradient_checkpointing",), 3),
         slow("sdxl_train.py", ACCUMULATED, 6),
-        ("sd3_train.py", ("--mixed_precision", "bf16"), 3),
+        slow("sd3_train.py", ("--mixed_precision", "bf16"), 3),
         ("flux_train.py", ("--gradient_checkpointing", *ACCUMULATED), 6),
         slow("train_db.py", ("--adt_memory", "fast"), 3),
         ("sdxl_train.py", ("--adt_memory", "auto", "--ddp_static_graph", "--gradient_checkpointing"), 3),
@@ -77,6 +77,7 @@ def test_two_processes_end_together_with_their_state_saved(
     assert {state.TENSORS, "optimizer.bin", "random_states_0.pkl", "random_states_1.pkl"} <= {p.name for p in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_lora_on_two_processes_of_a_cpu_is_the_hosts_own_failure(run_tiny: TinyRun) -> None:
     """So that this page is read again when it no longer fails: accelerate wraps the frozen denoiser."""
     run = run_tiny("--max_train_steps", "1", env={"ADT_PLUGIN_DISABLE": "1"}, **TWO)

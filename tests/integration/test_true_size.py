@@ -85,7 +85,10 @@ FILES = {
 """How the host loads each, what is written, and the size of the published file, in bytes."""
 
 
-@pytest.mark.parametrize(("load", "tree", "dtype", "size"), FILES.values(), ids=FILES)
+@pytest.mark.parametrize(
+    ("load", "tree", "dtype", "size"),
+    [pytest.param(*values, id=name, marks=[pytest.mark.slow] if "fp8" in name else []) for name, values in FILES.items()],
+)
 def test_names_and_shapes_are_those_of_the_hosts_own_model(
     load: str, tree: Tree, dtype: torch.dtype, size: float, host_dir: Path, tmp_path: Path
 ) -> None:
