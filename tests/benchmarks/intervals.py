@@ -50,6 +50,12 @@ def change_text(after: Sequence[float], before: Sequence[float]) -> str:
     return f"{change.mean:+.0f} % ({change.low:+.0f} to {change.high:+.0f}), p = {sign_flip_test(after, before):.3f}"
 
 
+def difference_text(after: Sequence[float], before: Sequence[float]) -> str:
+    """Format the difference of pairs, of a share, as `change_text` does a relative one."""
+    change = bootstrap([a - b for a, b in zip(after, before, strict=True)])
+    return f"{change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f}), p = {sign_flip_test(after, before):.3f}"
+
+
 def sign_flip_test(after: Sequence[float], before: Sequence[float]) -> float:
     """Return the two-sided p-value of the mean paired difference, exact over all flips of signs (Fisher 1935).
 

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from itertools import product
 from math import log
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from adt_plugin.demo.variants import ADT, BASE, SHIPPED, Variant, hurried
 from benchmarks import DOCUMENTS
 from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PLAIN_TRIALS, without_average
 from benchmarks.counting import steps_for
-from benchmarks.intervals import change_text, interval_text
+from benchmarks.intervals import change_text, difference_text, interval_text
 from benchmarks.store import CellStore, options_but
 
 STEPS = (3, 5, 10, 20)
@@ -46,6 +47,8 @@ NAMES = {
     "ADT": "**ADT as it ships**",
 }
 """As the summary calls the runs."""
+POOLED = {"fd": change_text, "pixel_fd": change_text, "recall": difference_text, "well_formed": difference_text}
+"""Figures that are compared over several bases, and how."""
 UNREAD = (
     *("begin", "memory", "offload", "profile", "backbone", "blocks", "disc_weights", "decoder", "decode_dtype"),
     *("flow_shift", "max_bad_turns", "pictures_every", "train_text_encoder", "cfg_scale"),
@@ -252,6 +255,19 @@ def changes(results: dict[str, Any]) -> Iterator[list[str]]:
             theirs = theirs * len(ours) if len(theirs) == 1 else theirs
             row.append(change_text(ours, theirs))
         yield row
+
+
+def pooled(found: Sequence[dict[str, Any]]) -> str:
+    """Return the table of docs/benchmarks.md of several bases together: ADT against its rivals, paired over all seeds."""
+    rows = []
+    for other, (figure, text) in product((PLAIN, FROZEN), POOLED.items()):
+        row = [f"{figure}, against {NAMES[other].partition(',')[0]}"]
+        for steps in STEPS:
+            ours, theirs = ([x for results in found for x in values(results, run, figure, steps)] for run in ("ADT", other))
+            row.append(text(ours, theirs))
+        rows.append(row)
+    pairs = sum(len(results["heldout"]["ADT"]) for results in found)
+    return report.table([f"ADT as it ships, {pairs} pairs", *(f"{steps} steps" for steps in STEPS)], rows)
 
 
 def draw_curves(results: dict[str, Any], path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.intervals import bootstrap, paired_change, sign_flip_test
+from benchmarks.intervals import bootstrap, difference_text, paired_change, sign_flip_test
 
 
 def test_equal_values_have_no_spread():
@@ -43,3 +43,7 @@ def test_the_sign_flip_test_is_exact(after: list[float], expected: float):
 def test_too_many_pairs_are_refused():
     with pytest.raises(ValueError, match="at most 16"):
         sign_flip_test([1.0] * 17, [2.0] * 17)
+
+
+def test_a_difference_of_shares_is_written_with_its_interval_and_p():
+    assert difference_text([0.6, 0.7], [0.5, 0.4]) == "+0.200 (+0.100 to +0.300), p = 0.500"
