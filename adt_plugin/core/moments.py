@@ -104,10 +104,15 @@ def _counts(optimizer: Any) -> Iterator[Any]:
     yield from (group["k"] for group in optimizer.param_groups if isinstance(group.get("k"), int))
 
 
+MEMORY = 0.999
+"""Share of such an average that outlives a step: the second beta of Adam as everybody leaves it."""
+
+
 class Growth:
     """Enlarges the averages before a turn that follows plain steps, once for each such stretch.
 
-    Where the loop clips gradients, they cannot grow beyond that, and neither does the average.
+    Where the loop clips gradients, they cannot grow beyond that, and neither does the average. What it still holds of earlier
+    turns counts.
 
     Args:
         config: of the turns.
@@ -144,13 +149,14 @@ class Growth:
         plain = age(self.optimizers) if self.last is None else step - self.last - 1
         grows = self.factor != 1 and plain > self.patience
         if grows:
-            self.told = self._within_the_clip()
+            held = 0.0 if self.last is None else MEMORY**plain
+            self.told = self._within_the_clip(self.factor / (1 + (self.factor - 1) * held))
             expect_growth(self.optimizers, self.told, self.unmoved)
         return grows
 
-    def _within_the_clip(self) -> float:
+    def _within_the_clip(self, factor: float) -> float:
         norm = plain_norm(self.optimizers) if self.clip else None
-        return max(1.0, min(self.factor, (self.clip / norm) ** 2)) if norm else self.factor
+        return max(1.0, min(factor, (self.clip / norm) ** 2)) if norm else factor
 
     def after(self, step: int) -> None:
         """Note that the turn of this step has been made."""

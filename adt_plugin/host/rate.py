@@ -63,7 +63,7 @@ class RestartedRate:
             return
         for group in self._groups():
             self._kept.append((group, group["lr"]))
-            group["lr"] = _like(group["lr"], share * float(group.get("initial_lr") or self._found[id(group)]))
+            group["lr"] = _like(group["lr"], share * float(group.get("initial_lr") or self._found.get(id(group), group["lr"])))
 
     def _take_out(self) -> None:
         for group, own in self._kept:  # not the optimizer's groups now: DeepSpeed steps one of them at a time

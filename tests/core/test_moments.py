@@ -159,10 +159,12 @@ def test_what_was_told_of_a_turn_that_was_not_made_is_taken_back() -> None:
 
 
 def test_a_run_that_resumes_within_its_adversarial_part_is_told_nothing_and_one_that_trains_plainly_first_is() -> None:
-    for first, grows in ((100, False), (400, True)):
-        told = Growth(ADTConfig(), [aged(100)], 80)
+    for first, factor in ((100, 1.0), (180, 1.0), (1100, 26 / (1 + 25 * 0.999**1000)), (100_000, 26.0)):
+        optimizer = aged(100)
+        before, told = average(optimizer), Growth(ADTConfig(), [optimizer], 80)
         told.follow(100)
-        assert told.before(first) is grows
+        assert told.before(first) is (factor > 1)
+        assert average(optimizer) == pytest.approx(before * factor)  # what earlier turns left in it counts
 
 
 @pytest.mark.parametrize("build", OPTIMIZERS)
