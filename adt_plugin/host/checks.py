@@ -8,6 +8,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import toml
 from accelerate import DistributedType
 from accelerate.utils import DynamoBackend
+from safetensors import SafetensorError, safe_open  # type: ignore[attr-defined]
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
@@ -59,6 +61,9 @@ ONE_PASS_ONLY = {
 
 PASSES_OF_ITS_OWN = "unsloth_offload_checkpointing"
 """Anima's checkpointing that moves activations to the CPU."""
+
+OF_TEXT = "lora_te"
+"""How names of a LoRA's part for text encoders begin, in files of sd-scripts and of LyCORIS."""
 
 SWAPS_BLOCKS = ("blocks_to_swap", "double_blocks_to_swap", "single_blocks_to_swap", "split_mode")
 """Options that swap blocks between devices: one graph at a time, each pulled back before the next call."""
@@ -105,6 +110,7 @@ def check_host_options(args: argparse.Namespace, config: ADTConfig) -> Family:
     _check_learning_rate(args)
     _check_grid(args, config, family)
     _check_prediction(args)
+    _warn_of_lost_parts(args)
     # With epochs, the number of steps is known only when the data are; with a state, the turns that it has behind it.
     if not getattr(args, "max_train_epochs", None) and not getattr(args, "resume", None):
         _check_schedule(args, config)
@@ -283,6 +289,20 @@ def _check_grid(args: argparse.Namespace, config: ADTConfig, family: Family) -> 
             f"--min_timestep and --max_timestep leave no step of the inference grid to train (it has {walked}): "
             "widen them, or raise --adt_steps or --adt_start_max."
         )
+
+
+def _warn_of_lost_parts(args: argparse.Namespace) -> None:
+    """Warn where a LoRA's part for text encoders will be missing in what is saved: sd-scripts drops it without a word."""
+    file = Path(getattr(args, "network_weights", None) or "")
+    if not getattr(args, "network_train_unet_only", False) or file.suffix != ".safetensors" or not file.is_file():
+        return
+    with suppress(SafetensorError), safe_open(file, framework="pt") as weights:  # type: ignore[attr-defined]
+        if any(name.startswith(OF_TEXT) for name in weights.keys()):  # noqa: SIM118  (the file is no mapping)
+            logger.warning(
+                "%s has a part for text encoders, which --network_train_unet_only leaves out of what is saved. To keep it, "
+                "train without that option and without --cache_text_encoder_outputs.",
+                file,
+            )
 
 
 def check_processes(accelerator: Any, deepspeed: bool = False) -> None:

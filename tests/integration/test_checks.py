@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import toml
+import torch
+from safetensors.torch import save_file
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
@@ -258,4 +260,21 @@ def test_a_forks_trainer_without_the_usual_options_is_checked_without_a_tracebac
     monkeypatch.setattr("sys.argv", ["hidream_train.py"])
     args = host_args()
     del args.v_parameterization, args.zero_terminal_snr
+    assert checks.check_host_options(args, ADTConfig()) is SD
+
+
+@pytest.mark.parametrize(
+    ("part", "only", "said"),
+    [("lora_te1_text_model", True, True), ("lora_te1_text_model", False, False), ("lora_unet_down", True, False)],
+)
+def test_a_lora_that_will_lose_its_part_for_text_encoders(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, part: str, only: bool, said: bool
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train_network.py"])
+    save_file({f"{part}.lora_up.weight": torch.zeros(1)}, tmp_path / "a.safetensors")
+    args = host_args(network_weights=str(tmp_path / "a.safetensors"), network_train_unet_only=only)
+    with caplog.at_level(logging.WARNING):
+        checks.check_host_options(args, ADTConfig())
+    assert ("--network_train_unet_only leaves out of what is saved" in caplog.text) is said
+    (tmp_path / "a.safetensors").write_bytes(b"no weights")  # which sd-scripts says by itself
     assert checks.check_host_options(args, ADTConfig()) is SD
