@@ -62,6 +62,7 @@ FROZEN_TRIALS = tuple(
 ADT = Recipe("ADT as it ships", TURNS, LR, HEADS)
 BY_WEIGHT = ("--adt_grad_mask", "weighted")
 ONE_STEP = Recipe("ADT, one head step a turn", TURNS, LR, (*HEADS, "--adt_disc_steps", "1"))
+WHOLE_PATH = Recipe("ADT, always the whole path", TURNS, LR, (*HEADS, "--adt_start_min", "1"))
 LEVERS = (
     ADT,
     Recipe("ADT, warm-up of 8 turns", TURNS, LR, (*HEADS, "--adt_warmup", "8")),
@@ -70,9 +71,10 @@ LEVERS = (
     Recipe("ADT, steps drawn by weight", TURNS, LR, (*HEADS, *BY_WEIGHT)),
     Recipe(f"{ONE_STEP.name}, steps drawn by weight", TURNS, LR, (*ONE_STEP.adt, *BY_WEIGHT)),
     Recipe(f"{FROZEN_TRIALS[0].name}, steps drawn by weight", TURNS, LR, (*FROZEN_TRIALS[0].adt, *BY_WEIGHT)),
+    WHOLE_PATH,
 )
 """ADT as it ships, and with other values of some settings; frozen heads, too."""
-TWICE = (ADT, ONE_STEP, FROZEN_TRIALS[0])
+TWICE = (ADT, ONE_STEP, WHOLE_PATH, FROZEN_TRIALS[0])
 """What a second seed is run of, to tell luck from difference."""
 JUDGED = ((2.0, 10), (3.0, 5), (3.0, 10))
 UNREAD = ("offload", "profile", "backbone", "max_bad_turns", "pictures_every", "flow_shift", "disc_weights", "decoder")
