@@ -39,6 +39,8 @@ BEFORE, WARM, AFTER, AGAIN = (
     "after the run, images of before it",
 )
 STARTS = range(1, 6)
+STATISTICS = 32
+"""Steps after which the heads know the statistics of their features."""
 
 
 @torch.no_grad()
@@ -75,8 +77,8 @@ def measured(base: Base, train: Digits, heldout: Digits, seed: int, steps: int) 
 
 
 def warm(base: Base, train: Digits, turn: AdversarialTurn, plan: Plan, seed: int) -> None:
-    """Let the heads that do not learn collect their statistics, which takes 32 turns, beside a model that is thrown away."""
-    finetune(tunable_copy(base.unet), train, plan, Budget(steps=32), turn, seed)
+    """Let the heads that do not learn collect their statistics, beside a model that is thrown away."""
+    finetune(tunable_copy(base.unet), train, plan, Budget(steps=STATISTICS), turn, seed)
 
 
 def table(results: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 from adt_plugin.demo.data import load_splits
 from adt_plugin.demo.finetune import build_turn
 from adt_plugin.demo.study import Study
-from adt_plugin.demo.variants import changed
+from adt_plugin.demo.variants import ADT, changed, hurried
 from benchmarks import DOCUMENTS, heads
 from benchmarks.store import CellStore
 
@@ -36,9 +36,11 @@ def test_heads_are_looked_at_before_they_learn_after_the_warm_up_and_after_the_r
         return dict.fromkeys("12345", len(seen) / 10)
 
     monkeypatch.setattr(heads, "accuracy", accuracy)
+    monkeypatch.setattr(heads, "ADT", hurried(ADT))
+    monkeypatch.setattr(heads, "STATISTICS", 1)
     found = heads.measured(tiny_study.base, tiny_study.train, load_splits().heldout, seed=0, steps=2)
     assert list(found) == [heads.BEFORE, heads.WARM, heads.AFTER, heads.AGAIN]
-    assert seen == [(True, 40), (True, 41), (False, 42), (True, 42)]
+    assert seen == [(True, 9), (True, 3), (False, 4), (True, 4)]
     rows = heads.table({"a": found, "b": found}).splitlines()
     assert rows[2].split("|")[2].strip() == "10%" and len(rows) == 2 + 4
 

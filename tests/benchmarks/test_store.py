@@ -15,8 +15,9 @@ from adt_plugin.core.config import ADTConfig
 from adt_plugin.demo.study import Setting
 from adt_plugin.demo.variants import ADT
 from benchmarks import cost_sweep
-from benchmarks.ablations import LEVERS, PAPER, white_noise_start
+from benchmarks.ablations import LEVERS, PAPER
 from benchmarks.store import CellStore, Result, digest
+from benchmarks.strategies import white_noise_start
 
 RESULT: Result = {"seconds": 12.5, "scores": [1.5, 0.9]}
 

@@ -72,6 +72,7 @@ def test_the_peak_is_the_same_at_any_m_and_k(workload: Workload, config: ADTConf
     assert max(peaks) < 1.01 * min(peaks)
 
 
+@pytest.mark.slow
 def test_offloading_takes_decoder_and_backbone_from_the_replay_alone(workload: Workload, config: ADTConfig) -> None:
     def saved(workload: Workload, config: ADTConfig) -> int:
         home, away = (counted_peaks(workload, replace(config, offload=offload)).turn for offload in (False, True))

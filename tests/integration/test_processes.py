@@ -42,7 +42,7 @@ def assert_trained_by_two(run: CompletedRun, turns: int) -> None:
         slow("sdxl_train.py", ("--gradient_checkpointing",), 3),
         slow("sdxl_train.py", ACCUMULATED, 6),
         slow("sd3_train.py", ("--mixed_precision", "bf16"), 3),
-        ("flux_train.py", ("--gradient_checkpointing", *ACCUMULATED), 6),
+        slow("flux_train.py", ("--gradient_checkpointing", *ACCUMULATED), 6),
         slow("train_db.py", ("--adt_memory", "fast"), 3),
         ("sdxl_train.py", ("--adt_memory", "auto", "--ddp_static_graph", "--gradient_checkpointing"), 3),
     ],
@@ -56,6 +56,7 @@ def test_a_full_fine_tuning_trains(
     assert_trained_by_two(run, turns)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_resumes(run_tiny: TinyRun, adt_options: Options) -> None:
     """sd-scripts saves the state in the first process alone, and loads it in both."""
     save = ("--save_state", "--save_every_n_steps", "2")
