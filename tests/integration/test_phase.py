@@ -265,8 +265,9 @@ def test_a_run_tells_its_optimizer_at_the_first_turn_after_plain_steps(
     """The UNet's part alone: turns do not train the text encoder, whose steps stay as long as they were."""
     options = ("--max_train_steps", "4", "--save_state_on_train_end", *adt_options, *begin, "--adt_lr", "0")
     without = run_tiny(*options, "--adt_weight", "0")
-    of_next_to_no_weight = run_tiny(*options, "--adt_weight", "5", "--adt_max_grad_ratio", "1e-6")
-    assert larger_by(of_next_to_no_weight, without) == pytest.approx([1.0, 1.0], abs=0.05)
+    if grows:
+        of_next_to_no_weight = run_tiny(*options, "--adt_weight", "5", "--adt_max_grad_ratio", "1e-6")
+        assert larger_by(of_next_to_no_weight, without) == pytest.approx([1.0, 1.0], abs=0.05)
     text, unet = larger_by(run_tiny(*options, "--adt_weight", "5"), without)
     assert text == pytest.approx(1.0, abs=0.05)
     assert unet > 15 if grows else unet < 15

@@ -44,7 +44,7 @@ def assert_trained_by_two(run: CompletedRun, turns: int) -> None:
         slow("sd3_train.py", ("--mixed_precision", "bf16"), 3),
         slow("flux_train.py", ("--gradient_checkpointing", *ACCUMULATED), 6),
         slow("train_db.py", ("--adt_memory", "fast"), 3),
-        ("sdxl_train.py", ("--adt_memory", "auto", "--ddp_static_graph", "--gradient_checkpointing"), 3),
+        slow("sdxl_train.py", ("--adt_memory", "auto", "--ddp_static_graph", "--gradient_checkpointing"), 3),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else str(value),
 )
@@ -67,6 +67,7 @@ def test_a_run_of_two_processes_resumes(run_tiny: TinyRun, adt_options: Options)
     assert [(row["turn"], row["step"], row["warmup"]) for row in rows(run)] == [(3, 2, False), (4, 3, False)]
 
 
+@pytest.mark.slow
 def test_two_processes_end_together_with_their_state_saved(
     run_tiny: TinyRun, adt_options: Options, tiny_sd: HostModel, tmp_path: Path
 ) -> None:
