@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-LONGEST_HEADER = 100_000_000
-"""Bytes of a safetensors header that is worth reading (the library's own limit)."""
+from adt_plugin.core.run.files import tensor_names
 
 TENSORS = (
     ("llm_adapter.", "anima"),
@@ -104,16 +102,6 @@ def of_file(path: Path) -> str | None:
         return "sdxl" if path.stat().st_size > LARGE else "sd15"
     names = tensor_names(path)
     return next((model for part, model in TENSORS if any(part in name for name in names)), None)
-
-
-def tensor_names(path: Path) -> list[str]:
-    """Return the names in a safetensors file's header; none where it is damaged."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
-        try:
-            return list(json.loads(file.read(length))) if length < LONGEST_HEADER else []
-        except ValueError:
-            return []
 
 
 def of_folder(path: Path) -> str | None:

@@ -8,7 +8,6 @@ import logging
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from typing import Any
 import toml
 from accelerate import DistributedType
 from accelerate.utils import DynamoBackend
-from safetensors import SafetensorError, safe_open  # type: ignore[attr-defined]
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
+from adt_plugin.core.run.files import tensor_names
 from adt_plugin.core.schedule import TurnSchedule, start_range
 from adt_plugin.host.families import FAMILIES, Family
 from adt_plugin.host.trained import PRESERVED
@@ -129,7 +128,7 @@ def with_memory(args: argparse.Namespace, config: ADTConfig) -> ADTConfig:
     if inside and getattr(args, PASSES_OF_ITS_OWN, False):
         raise ConfigError(
             f"--{PASSES_OF_ITS_OWN} pulls every block back in a pass of its own, in each of which --{inside} would step the "
-            f"optimizer: with --adt leave one of them out, or take --gradient_checkpointing alone."
+            "optimizer: with --adt leave one of them out, or take --gradient_checkpointing alone."
         )
     if swap and one_pass:
         raise ConfigError(
@@ -296,13 +295,12 @@ def _warn_of_lost_parts(args: argparse.Namespace) -> None:
     file = Path(getattr(args, "network_weights", None) or "")
     if not getattr(args, "network_train_unet_only", False) or file.suffix != ".safetensors" or not file.is_file():
         return
-    with suppress(SafetensorError), safe_open(file, framework="pt") as weights:  # type: ignore[attr-defined]
-        if any(name.startswith(OF_TEXT) for name in weights.keys()):  # noqa: SIM118  (the file is no mapping)
-            logger.warning(
-                "%s has a part for text encoders, which --network_train_unet_only leaves out of what is saved. To keep it, "
-                "train without that option and without --cache_text_encoder_outputs.",
-                file,
-            )
+    if any(name.startswith(OF_TEXT) for name in tensor_names(file)):
+        logger.warning(
+            "%s has a part for text encoders, which --network_train_unet_only leaves out of what is saved. To keep it, "
+            "train without that option and without --cache_text_encoder_outputs.",
+            file,
+        )
 
 
 def check_processes(accelerator: Any, deepspeed: bool = False) -> None:

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from adt_plugin.core.run.files import tensor_names
 from adt_plugin.demo.data import CLASSES, load_splits
 from adt_plugin.demo.evaluate import CERTAIN
 from adt_plugin.demo.metrics import frechet_distance, kernel_distance, nearest_distance, precision_recall
@@ -161,9 +161,7 @@ def load_denoiser(tuned: Path | None = None) -> Denoiser:
     network.text = type(network.text).from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
     network.requires_grad_(False).eval()
     if tuned is not None:
-        with safe_open(tuned, framework="pt") as file:
-            is_lora = any(name.startswith("lora_") for name in file.keys())  # noqa: SIM118  (the file is no mapping)
-        if is_lora:
+        if any(name.startswith("lora_") for name in tensor_names(tuned)):
             merge_lora(network.unet, tuned)
         else:
             network.unet.load_state_dict(load_file(tuned))

@@ -139,9 +139,8 @@ def test_the_host_goes_on_from_the_plateau(host_dir: Path, adt: tuple[str, ...],
 @pytest.mark.slow
 def test_full_fine_tuning_changes_the_whole_unet(host_dir: Path, tmp_path: Path) -> None:
     made = tmp_path / "unet.safetensors"
-    assert (
-        trained(Recipe("two steps", 2, "1e-3", (*small_sd.HEADS, "--adt_warmup", "1"), full=True), 1, None, host_dir, made) > 0
-    )
+    recipe = Recipe("two steps", 2, "1e-3", (*small_sd.HEADS, "--adt_warmup", "1"), full=True)
+    assert trained(recipe, 1, None, host_dir, made) > 0
     before, after = load_denoiser().unet, load_denoiser(made).unet
     assert all(not torch.equal(*pair) for pair in zip(before.parameters(), after.parameters(), strict=True))
 

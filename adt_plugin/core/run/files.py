@@ -1,9 +1,11 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and what a file of weights holds."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import BinaryIO
 
 EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 """A new file, never one that somebody has put there before, nor what a link of that name leads to."""
+
+LONGEST_HEADER = 100_000_000
+"""Bytes of a safetensors header that is worth reading (the library's own limit)."""
 
 
 @contextmanager
@@ -39,3 +44,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Return the names in a safetensors file's header; none where it is damaged."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+        try:
+            return list(json.loads(file.read(length))) if length < LONGEST_HEADER else []
+        except ValueError:
+            return []
