@@ -37,12 +37,20 @@ def evaluation_noise(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def sample(unet: nn.Module, noise: Tensor, labels: Tensor, steps: int, sampler: str = "ddim", chunk: int = 500) -> Tensor:
+def sample(
+    unet: nn.Module,
+    noise: Tensor,
+    labels: Tensor,
+    steps: int,
+    sampler: str = "ddim",
+    chunk: int = 500,
+    spacing: str = "leading",
+) -> Tensor:
     """Sample images `(N, 1, 28, 28)` in [-1, 1] from white noise `(N, 4, 14, 14)` in `steps` steps.
 
     Chunks bound the memory; they do not change the result.
     """
-    walker = build_sampler(sampler, alphas_cumprod(), "epsilon", "leading")
+    walker = build_sampler(sampler, alphas_cumprod(), "epsilon", spacing)
     parts = [_sample(unet, walker, x, y, steps) for x, y in zip(noise.split(chunk), labels.split(chunk), strict=True)]
     return decode(torch.cat(parts)).clamp(-1, 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from adt_plugin.demo.variants import Variant, changed, plain
-from benchmarks import strategies  # noqa: F401  (it names the strategies that are used here)
+from benchmarks import judges, strategies  # noqa: F401  (they name the strategies that are used here)
 
 FROZEN = {"disc_lr": 0.0, "warmup": 8, "disc_steps": 1, "disc_penalty": 0.0}
 EMA = 0.99
@@ -80,5 +80,15 @@ NEIGHBOURS = (
 )
 """Other paths, other steps of them, and what neighbours do: Self Forcing, AlignProp, DRTune, DMD2."""
 
-ABLATIONS = {"paper": PAPER, "levers": LEVERS, "neighbours": NEIGHBOURS}
+JUDGES = (
+    Variant("spectral norms", changed(strategy="spectral norms")),
+    Variant("an average of the heads is followed", changed(strategy="averaged heads")),
+    Variant("heads compare with other images", changed(strategy="other partners")),
+    Variant("two scales", changed(strategy="two scales")),
+    Variant("long paths pull harder", changed(strategy="by length")),
+    Variant("unary from high starts", changed(strategy="by start")),
+)
+"""Other heads, other partners, other weights of what they say."""
+
+ABLATIONS = {"paper": PAPER, "levers": LEVERS, "neighbours": NEIGHBOURS, "judges": JUDGES}
 """Groups of ablations by the name under which they are asked for."""

@@ -78,8 +78,8 @@ def run_miniature(out: Path, seeds: int) -> None:
 def miniature_points(groups: Groups) -> Iterator[tuple[str, Point]]:
     """Yield run and point of every cell of the miniature's, those of its benchmark among them."""
     found = published()
-    for run, by_seed in found["heldout"].items():
-        for noises in by_seed:
+    for run in (BASE.name, miniature.PLAIN, miniature.FROZEN, "ADT"):
+        for noises in found["heldout"][run]:
             yield run, (0.0 if run == BASE.name else found["plan"]["units"], of_cell(noises[0]))
     names = {variant.name: run for run, variant in variants().items()}
     for units in BUDGETS:

@@ -1,32 +1,26 @@
-"""Other ways to begin a path, to walk it and to judge its end: ablations of the paper's parts, and what neighbours do.
+"""Other ways to begin a path and to walk it: ablations of the paper's parts, and what neighbours do.
 
 A start is told nothing random but the turn's noise, so that what else it draws comes from there.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.diffusion.denoiser import Denoiser, call_seeded
 from adt_plugin.core.diffusion.samplers import Sampler
 from adt_plugin.core.diffusion.unroll import Unroll, noised_start, unroll
-from adt_plugin.core.discriminator import Discriminator, FrozenBackbone
-from adt_plugin.core.discriminator.heads import Head, Standardize
-from adt_plugin.demo.base import Base
-from adt_plugin.demo.data import encode
-from adt_plugin.demo.diffusion import alphas_cumprod
-from adt_plugin.demo.finetune import DISCRIMINATORS, STRATEGIES
-from adt_plugin.demo.models import RotationNet, UNet, seeded, sinusoids
+from adt_plugin.demo.finetune import STRATEGIES
 
 FINEST = 10
 """The longest grid that is drawn."""
+MEAN_START = 3.5
+"""Of the starts 2 to 5 that `ADTConfig()` draws from on its grid of 5."""
 
 
 # Starts
@@ -109,97 +103,17 @@ def stopped_unroll(denoiser: Denoiser, sampler: Sampler, *rest: Any) -> Unroll:
     return unroll(denoiser, StoppedSampler(sampler.scheduler), *rest)
 
 
+def unroll_by_length(denoiser: Denoiser, sampler: Sampler, latents: Tensor, seeds: Sequence[int], *rest: Any) -> Unroll:
+    """Let what is judged pull the harder, the longer the path was: in proportion, 1 at the mean of the starts that ship."""
+    path = unroll(denoiser, sampler, latents, seeds, *rest)
+    if path.latents.requires_grad:
+        path.latents.register_hook(lambda gradient: gradient * (len(seeds) / MEAN_START))
+    return path
+
+
 STRATEGIES["white noise"] = {"noised_start": white_noise_start}
 STRATEGIES["shifted grid"] = {"noised_start": shifted_start}
 STRATEGIES["any grid"] = {"noised_start": any_grid_start}
 STRATEGIES["stopped"] = {"noised_start": higher_start, "unroll": stopped_unroll}
 STRATEGIES["unconstrained"] = {"unroll": unconstrained_unroll}
-
-
-# Discriminators
-
-
-def untrained(config: ADTConfig, base: Base) -> Discriminator:
-    """A backbone of the same form that has learnt nothing, the same for every run."""
-    with seeded(0):
-        network = RotationNet()
-    return Discriminator.from_config(config, FrozenBackbone(network, network.channels))
-
-
-class Pixels(nn.Module):
-    """In place of features: the image itself, once for every head."""
-
-    channels = (1, 1, 1)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return images `(B, 1, H, W)` as they are, three times."""
-        return [images] * len(self.channels)
-
-
-class DeepHead(nn.Module):
-    """A head with its own copy of the backbone's first stages, all of which are trained.
-
-    Attributes:
-        standardize: statistics of the pixels; the stages are given the pixels themselves.
-    """
-
-    def __init__(self, backbone: RotationNet, stages: int, width: int) -> None:
-        super().__init__()
-        self.standardize = Standardize(1)
-        self.stages = copy.deepcopy(backbone.stages[:stages]).requires_grad_(True)
-        self.head = Head(backbone.channels[stages - 1], width, width)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the embedding of images `(B, 1, H, W)`."""
-        features = images
-        for stage in self.stages:
-            features = stage(features)
-        embedding: Tensor = self.head(features)
-        return embedding
-
-
-def trained(config: ADTConfig, base: Base) -> Discriminator:
-    """A backbone that begins as the shipped one and is trained together with the heads."""
-    discriminator = Discriminator.from_config(config, FrozenBackbone(Pixels(), Pixels.channels))
-    with seeded(config.seed):
-        heads = [DeepHead(base.backbone, stages, config.disc_width) for stages in (1, 2, 3)]
-    discriminator.score.heads = nn.ModuleList(heads)
-    return discriminator
-
-
-class DenoiserFeatures(nn.Module):
-    """The frozen denoiser as feature network: it is given the image as if it were noised to a timestep, and no class.
-
-    Args:
-        unet: is not changed.
-        noise: deviation of the noise that is on the images already, which decides the timestep.
-    """
-
-    def __init__(self, unet: UNet, noise: float) -> None:
-        super().__init__()
-        self.unet = unet
-        alphas = alphas_cumprod()
-        self.timestep = int((((1 - alphas) / alphas).sqrt() - noise).abs().argmin())
-        self.scale = float(alphas[self.timestep].sqrt())
-        self.channels = [unet.down1.conv2.out_channels, *[unet.down2.conv2.out_channels] * 2]
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return what both resolutions and the middle make of images `(B, 1, 28, 28)`."""
-        unet, timesteps = self.unet, torch.full((len(images),), self.timestep)
-        embedding = nn.functional.silu(unet.time(sinusoids(timesteps)) + unet.label.weight.mean(0))
-        maps = [unet.down1(unet.conv_in(self.scale * encode(images)), embedding)]
-        maps.append(unet.down2(unet.downsample(maps[0]), embedding))
-        middle = maps[1]
-        for block in unet.mid:
-            middle = block(middle, embedding)
-        return [*maps, middle]
-
-
-def on_the_denoiser(config: ADTConfig, base: Base) -> Discriminator:
-    """Heads on the denoiser's own features of noised images (DMD2, arXiv 2405.14867)."""
-    network = DenoiserFeatures(base.unet, config.noise)
-    return Discriminator.from_config(config, FrozenBackbone(network, network.channels))
-
-
-for name, build in {"untrained backbone": untrained, "trained backbone": trained, "denoiser features": on_the_denoiser}.items():
-    STRATEGIES[name], DISCRIMINATORS[name] = {}, build
+STRATEGIES["by length"] = {"unroll": unroll_by_length}

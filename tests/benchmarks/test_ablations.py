@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adt_plugin.core.diffusion import gradient_path
 from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.core.diffusion.samplers import build_sampler
 from adt_plugin.core.diffusion.unroll import NoisedStart, Unroll, noised_start, unroll
+from adt_plugin.core.discriminator import Discriminator
+from adt_plugin.core.discriminator.discriminator import PairFeatures
 from adt_plugin.core.report import TurnReport
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.demo.data import encode, load_splits
@@ -20,11 +23,12 @@ from adt_plugin.demo.finetune import STRATEGIES, build_turn, tunable_copy
 from adt_plugin.demo.models import UNet
 from adt_plugin.demo.study import Study
 from adt_plugin.demo.variants import ADT, BASE, PLAIN, changed, hurried
-from benchmarks import strategies
-from benchmarks.ablations import FROZEN_TRIALS, LEVERS, NEIGHBOURS, PAPER, PLAIN_TRIALS, without_average
+from benchmarks import judges, strategies
+from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PAPER, PLAIN_TRIALS, without_average
 
 TRIALS = (*PLAIN_TRIALS, *FROZEN_TRIALS)
-EVERYTHING = (BASE, ADT, *TRIALS, *map(without_average, TRIALS), *PAPER, *LEVERS, *NEIGHBOURS)
+ABLATED = tuple(chain.from_iterable(ABLATIONS.values()))
+EVERYTHING = (BASE, ADT, *TRIALS, *map(without_average, TRIALS), *ABLATED)
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -41,7 +45,7 @@ def test_names_are_unique():
     assert len({variant.name for variant in EVERYTHING}) == len(EVERYTHING)
 
 
-@pytest.mark.parametrize("variant", [*PAPER, *LEVERS, *NEIGHBOURS, *FROZEN_TRIALS], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", [*ABLATED, *FROZEN_TRIALS], ids=lambda variant: variant.name)
 def test_every_ablation_changes_something(variant):
     assert variant.plan != ADT.plan
 
@@ -108,6 +112,72 @@ def test_the_denoiser_as_backbone_is_told_the_noise_and_stays_as_it_is(tiny_stud
     before = [parameter.clone() for parameter in tiny_study.base.unet.parameters()]
     assert take(turn, tiny_study).grad_norm > 0
     assert all(map(torch.equal, before, tiny_study.base.unet.parameters()))
+
+
+@pytest.mark.parametrize("judge", judges.JUDGES)
+def test_every_judge_teaches_the_denoiser_and_learns(judge: str, tiny_study: Study):
+    turn = turn_of(tiny_study, judge)
+    before = [parameter.clone() for parameter in turn.discriminator.parameters()]
+    report = take(turn, tiny_study)
+    assert report.grad_norm > 0 and not report.skipped
+    assert not all(map(torch.equal, before, turn.discriminator.parameters()))
+
+
+def pairs_of(study: Study, judge: str) -> tuple[Discriminator, PairFeatures]:
+    """A discriminator, and its features of pairs that are noise and digits."""
+    discriminator, real = turn_of(study, judge).discriminator, load_splits().train.images[:4]
+    gen = torch.randn(real.shape, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    return discriminator, discriminator.pair_features(gen, real)
+
+
+def test_the_average_of_the_heads_lags_behind_them_and_is_what_is_followed(tiny_study: Study):
+    discriminator, features = pairs_of(tiny_study, "averaged heads")
+    first, bias = discriminator.score_gen(features), discriminator.score.bias
+    assert torch.equal(first, Discriminator.score_gen(discriminator, features))  # begins as the heads
+    with torch.no_grad():
+        bias += 1
+    moved = first - discriminator.score_gen(features)
+    assert torch.allclose(moved, torch.full_like(moved, 10 * (1 - judges.HEADS_DECAY)), rtol=1e-4)  # scores are ten cosines
+    assert len(list(discriminator.parameters())) == len(list(pairs_of(tiny_study, "paper")[0].parameters()))
+
+
+def test_other_partners_are_the_neighbours_in_the_batch(tiny_study: Study):
+    discriminator, features = pairs_of(tiny_study, "other partners")
+    before = torch.stack(discriminator.scores(features))
+    for block in features.real_again:
+        block[2] += 1
+    changed_scores = (torch.stack(discriminator.scores(features)) != before).any(0)
+    assert changed_scores.tolist() == [False, False, False, True]
+
+
+def test_two_scales_are_the_same_network_at_twice_the_size(tiny_study: Study):
+    sizes = [feature.shape[-1] for feature in pairs_of(tiny_study, "two scales")[1].gen]
+    assert sizes == [14, 7, 4, 28, 14, 7]
+
+
+def test_spectral_norms_are_one(tiny_study: Study):
+    discriminator, _ = pairs_of(tiny_study, "spectral norms")
+    kernels = [module.weight.detach() for module in discriminator.score.heads.modules() if isinstance(module, nn.Conv2d)]
+    assert len(kernels) == 6
+    assert all(torch.linalg.matrix_norm(kernel.flatten(1), ord=2) == pytest.approx(1, abs=0.15) for kernel in kernels)
+
+
+@pytest.mark.parametrize(("start", "needs_the_source"), [(2, True), (3, True), (4, False), (5, False)])
+def test_high_starts_are_judged_without_their_source(start: int, needs_the_source: bool, tiny_study: Study):
+    discriminator, features = pairs_of(tiny_study, "by start")
+    turn = turn_of(tiny_study, "by start", start_min=start / 5, start_max=start / 5)
+    take(turn, tiny_study)  # notes its start
+    before = discriminator.score_gen(features)
+    for block in features.real:
+        block += torch.randn(block.shape, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(discriminator.score_gen(features), before) != needs_the_source
+
+
+@pytest.mark.parametrize("start", [2, 5])
+def test_long_paths_pull_in_proportion(start: int, tiny_study: Study):
+    only = {"start_min": start / 5, "start_max": start / 5}
+    usual, pulling = (take(turn_of(tiny_study, name, **only), tiny_study).grad_norm_raw for name in ("paper", "by length"))
+    assert pulling == pytest.approx(usual * start / strategies.MEAN_START, rel=1e-4)
 
 
 def grids(start_function: NoisedStart, start: int) -> list[list[int]]:

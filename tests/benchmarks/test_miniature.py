@@ -75,6 +75,18 @@ def test_the_best_trial_is_the_one_that_goes_on(small: Plan, tmp_path: Path, mon
     assert bench.best(PLAIN_TRIALS[:2])[0] == without_average(PLAIN_TRIALS[1])
 
 
+def test_adt_at_its_best_is_chosen_from_what_takes_nothing_away(small: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(miniature, "ABLATIONS", {"paper": ABLATIONS["paper"][:1], "levers": ABLATIONS["levers"][:2]})
+    bench = Bench(replace(small, ablations=("paper", "levers")), CellStore(tmp_path / "cells.json"), Silent())
+    part, (worse, better) = ABLATIONS["paper"][0].name, (variant.name for variant in ABLATIONS["levers"][:2])
+    monkeypatch.setattr(miniature, "merit", lambda cell: {part: 0, better: 1, worse: 2}.get(cell.run, 3))
+    results = bench.run()
+    assert results["finalists"]["ADT"] == ADT.name and results["finalists"][miniature.BEST] == better
+    assert len(results["heldout"][miniature.BEST]) == bench.plan.seeds
+    stored = CellStore(tmp_path / "cells.json").results()["cells"]
+    assert len(stored) == miniature.count_runs(bench.plan) - 1  # as it ships, ADT is in both groups
+
+
 def test_rivals_are_tried_as_often_as_each_other():
     assert len(PLAIN_TRIALS) == len(FROZEN_TRIALS) == 5
     assert ADT.plan.adt == SHIPPED and ADT.plan.ema == 0  # sd-scripts keeps no average
@@ -119,6 +131,10 @@ def test_the_finalists_had_the_best_figures_on_validation(published: dict):
     for name in ("plain", "frozen heads"):
         cells = [miniature.Cell.from_json(json.dumps(cell)) for cell in published["trials"][name]]
         assert min(cells, key=merit).run == published["finalists"][name]
+    tried = [group for name, group in published["trials"].items() if name.startswith("ablations") and "paper" not in name]
+    if tried:
+        best = min((miniature.Cell.from_json(json.dumps(cell)) for group in tried for cell in group), key=merit)
+        assert best.run == published["finalists"][miniature.BEST]
 
 
 def test_the_summary_on_a_page_is_what_the_json_says(published: dict):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import DOCUMENTS, samplers, small_sd
+from adt_plugin.demo.study import Study
+from adt_plugin.demo.variants import PLAIN
+from benchmarks import DOCUMENTS, miniature, miniature_samplers, samplers, small_sd
 from benchmarks.beds.small_sd import sample
 from benchmarks.samplers import POINTS, name_of, sampler_of
 from benchmarks.store import CellStore
@@ -56,5 +60,30 @@ def test_the_table_is_what_the_json_says() -> None:
     path = DOCUMENTS / "samplers.json"
     if not path.exists():
         pytest.skip("nothing is published yet: docs/benchmarks.md says so")
-    ((_, results),) = CellStore(path).results().items()
-    assert samplers.summary(results) in (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+    groups, page = CellStore(path).results(), (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+    assert miniature_samplers.summary(groups.pop(miniature_samplers.GROUP)) in page
+    ((_, results),) = groups.items()
+    assert samplers.summary(results) in page
+
+
+def test_the_miniatures_runs_are_scored_at_every_point_once(
+    tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = replace(tiny_study, evaluator=tiny_study.evaluator.shortened(40))
+    monkeypatch.setattr(miniature_samplers, "STEPS", (2, 3))
+    monkeypatch.setattr(miniature_samplers, "steps_for", lambda plan, units: 1)
+    monkeypatch.setattr(miniature_samplers.curve, "variants", lambda: dict.fromkeys(miniature_samplers.RUNS[1:], PLAIN))
+    store = CellStore(tmp_path / "samplers.json", miniature_samplers.GROUP)
+    miniature_samplers.measure(study, store, 2, 20.0)
+    results = store.results()[miniature_samplers.GROUP]
+    assert len(results) == 1 + 3 * 2
+    for points in (result["scores"] for result in results.values()):
+        assert len({figures["fd"] for found in points.values() for figures in found.values()}) == 2 * len(points)
+    monkeypatch.setattr(Study, "tune", None)
+    miniature_samplers.measure(study, store, 2, 20.0)  # nothing is tuned again
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in miniature_samplers.summary(results).splitlines()[2:]]
+    assert [row[:3] for row in rows[:6]] == [
+        *(["DDIM", run, seeds] for run, seeds in zip(miniature_samplers.RUNS, "1222", strict=True)),
+        *(["DDIM", f"ADT against {other}", ""] for other in (miniature.PLAIN, miniature.FROZEN)),
+    ]
+    assert set(rows[4][3:]) == {"+0 %"} and len(rows) == 6 * len(miniature_samplers.WALKS)

@@ -38,6 +38,22 @@ def test_both_commands_are_the_same_but_for_the_plugins_options() -> None:
     assert adt.adt[0] == "--adt" and "--adt_begin" not in adt.adt and not plain.adt
 
 
+def test_budgets_compare_adt_with_plain_training_of_its_total_time() -> None:
+    budgets = whole_run.BUDGETS
+    assert [budget for budget, *_ in budgets] == sorted({1.0, 2.0, 3.0} | {budget for budget, *_ in budgets})
+    assert all(adt.adt == whole_run.WITH_ADT and not plain.adt and adt.steps < plain.steps for _, plain, adt in budgets)
+    plain, adt = (f"heldout: {recipe.name}, seed 1" for recipe in budgets[-1][1:])
+    assert len(whole_run.budgets_table({adt: cell(1)}).splitlines()) == 2  # only pairs are shown
+    lines = whole_run.budgets_table({adt: cell(3), plain: cell(4)}).splitlines()[2:]
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in lines]
+    assert [row[:3] for row in rows] == [
+        ["3", "plain training, 6000 steps", "400"],
+        ["3", "ADT as it ships, 3350 steps", "300"],
+        ["3", "ADT against plain", ""],
+    ]
+    assert set(rows[2][3:-1]) == {"-25 % (-1.00)"} and rows[2][-1] == "-1.00"
+
+
 def test_full_fine_tuning_is_another_script_without_a_network() -> None:
     lora, full = (host_options(replace(whole_run.WHOLE_ADT, full=full), 1, None) for full in (False, True))
     assert replace(whole_run.PLAIN, full=True).script == "train_db.py"
@@ -53,6 +69,7 @@ def test_the_table_is_what_the_json_says(kind: str) -> None:
         pytest.skip("nothing is published yet: docs/benchmarks.md says so")
     runs, page = whole_run.runs_of(found[0]), (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
     assert whole_run.summary(runs) in page and whole_run.changes(runs) in page
+    assert kind != "LoRA" or whole_run.budgets_table(found[0]) in page
 
 
 def test_the_table_of_moments_is_what_its_json_says() -> None:

@@ -41,6 +41,14 @@ PLAIN, LONG_PLAIN = (Recipe(f"plain training, {steps} steps", steps, LR) for ste
 FROZEN = Recipe("frozen heads, weight 5", STEPS, LR, (*WITH_ADT, *NO_LEARNING))
 WHOLE_ADT = Recipe(ADT.name, STEPS, LR, WITH_ADT)
 RUNS = (PLAIN, LONG_PLAIN, FROZEN, WHOLE_ADT)
+BUDGETS = (
+    (1.0, PLAIN, replace(WHOLE_ADT, name=f"{ADT.name}, 1050 steps", steps=1050)),
+    (1.7, LONG_PLAIN, WHOLE_ADT),
+    (2.0, Recipe("plain training, 4000 steps", 4000, LR), replace(WHOLE_ADT, name=f"{ADT.name}, 2250 steps", steps=2250)),
+    (3.0, Recipe("plain training, 6000 steps", 6000, LR), replace(WHOLE_ADT, name=f"{ADT.name}, 3350 steps", steps=3350)),
+)
+"""Total time in that of 2000 plain steps, and a plain run and one of ADT that take about so long."""
+BUDGETS_SEED = 1
 FULL_TRIALS = tuple(Recipe(f"plain training, lr {lr}", STEPS, lr, full=True) for lr in ("3e-4", "1e-3"))
 TITLE = "The small Stable Diffusion, a whole run of a LoRA through the real host"
 
@@ -58,6 +66,13 @@ def measured(bench: Bench, recipes: Sequence[Recipe], seeds: Sequence[int]) -> d
         for recipe in reversed(recipes):
             found[recipe.name].append(bench.cell(recipe, seed, "heldout"))
     return found
+
+
+def run_budgets(bench: Bench) -> None:
+    """Train and score the runs of every length, with one seed."""
+    for _, plain, adt in BUDGETS:
+        for recipe in (adt, plain):
+            bench.cell(recipe, BUDGETS_SEED, "heldout")
 
 
 BySeed = dict[str, dict[int, dict[str, Any]]]
@@ -107,6 +122,32 @@ def changes(runs: BySeed) -> str:
     return report.table(["against 2000 plain steps", "seed", *SHOWN], rows)
 
 
+def budgets_table(results: dict[str, Any]) -> str:
+    """Return a table of docs/benchmarks.md from a store's label -> result: plain training and ADT at equal total time."""
+    rows = []
+    for budget, *recipes in BUDGETS:
+        labels = [f"heldout: {recipe.name}, seed {BUDGETS_SEED}" for recipe in recipes]
+        if not set(labels) <= results.keys():
+            continue
+        plain, adt = (results[label] for label in labels)
+        for recipe, cell in zip(recipes, (plain, adt), strict=True):
+            name = f"{run_kind(recipe)}, {recipe.steps} steps"
+            rows.append([f"{budget:g}", name, str(cell["seconds"]), *distances([cell]), f"{recall(cell):.2f}"])
+        changed = (difference(adt["scores"][point], plain["scores"][point]) for point in SHOWN)
+        rows.append([f"{budget:g}", "ADT against plain", "", *changed, f"{recall(adt) - recall(plain):+.2f}"])
+    return report.table(["total time", "run", "processor time, s", *SHOWN, "recall, 3 @ 10"], rows)
+
+
+def run_kind(recipe: Recipe) -> str:
+    """Return a run's name without its number of steps."""
+    return recipe.name.partition(",")[0]
+
+
+def recall(cell: dict[str, Any]) -> float:
+    """Return a run's recall where one would sample."""
+    return mean([cell], "3 @ 10", "recall")
+
+
 def difference(ours: dict[str, float], theirs: dict[str, float]) -> str:
     """Format the change of the distance in percent, and that of the well-formed share."""
     return f"{100 * (ours['fd'] / theirs['fd'] - 1):+.0f} % ({ours['well_formed'] - theirs['well_formed']:+.2f})"
@@ -129,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = host_parser("whole_run", __doc__, seeds=3)
     parser.add_argument("--full", action="store_true", help="full fine-tuning instead of a LoRA")
+    parser.add_argument("--lengths", action="store_true", help="shorter and longer runs, plain and with --adt, at equal time")
     given = parser.parse_args(argv)
     host, results = host_folder(given.host), given.out / "whole_run.json"
     torch.set_num_threads(1)
@@ -137,6 +179,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured(bench, full_runs(bench), range(1, given.seeds + 1))
         return
     bench = Bench(host, store_of(host, results), given.work, begin=None)
+    if given.lengths:
+        run_budgets(bench)
+        return
     runs = measured(bench, RUNS, range(1, given.seeds + 1))
     write_atomically(given.out / "whole_run.md", "\n\n".join(paragraphs(runs, TITLE, "whole_run")) + "\n")
 
