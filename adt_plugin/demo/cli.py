@@ -12,7 +12,8 @@ from adt_plugin.demo.demo import SETTING, DemoOptions, DemoResults, run_demo
 from adt_plugin.demo.variants import hurried
 
 INTERRUPTED = 130  # the shell's status of a command that Ctrl-C ended
-QUICK_SETTING = replace(SETTING, samples=60)
+QUICK_SAMPLES = 20
+QUICK_SETTING = replace(SETTING, samples=QUICK_SAMPLES)
 LEGEND = (
     "FD: Fréchet distance to held-out digits after 5, 10 and 20 sampler steps, lower is better. Well-formed: share of digits "
     "that a classifier takes for the asked one with certainty, higher is better. Novelty: distance to the nearest training "
@@ -39,7 +40,7 @@ def _demo_options(given: argparse.Namespace) -> DemoOptions:
     setting = replace(QUICK_SETTING if given.quick else SETTING, threads=given.threads)
     options = DemoOptions(given.out, given.seeds, setting=setting)
     if given.quick:
-        options = replace(options, seconds=1.0, curve_samples=60, variants=tuple(map(hurried, options.variants)))
+        options = replace(options, seconds=1.0, curve_samples=QUICK_SAMPLES, variants=tuple(map(hurried, options.variants)))
     return replace(options, seconds=given.seconds or options.seconds)
 
 

@@ -128,10 +128,11 @@ def test_the_demo_prints_its_commands_and_compares_what_they_made(
 
     monkeypatch.setattr(host_demo, "train", made)
     monkeypatch.setattr(host_training, "IMAGES", 3)
-    monkeypatch.setattr(host_demo, "SAMPLES", 20)
+    monkeypatch.setattr(host_demo, "SAMPLES", 12)
+    monkeypatch.setattr(host_demo, "POINTS", ((3.0, 5), (3.0, 6)))
     table = host_demo.run(tmp_path / "host", tmp_path, host_demo.RUNS).splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
-    assert [row[0] for row in rows] == [name for name in ("base: the plateau", "plain training", "ADT") for _ in (5, 10)]
+    assert [row[0] for row in rows] == [name for name in ("base: the plateau", "plain training", "ADT") for _ in (5, 6)]
     assert rows[0][2:] == rows[2][2:] == rows[4][2:]  # the same file three times
     commands = [line for line in capsys.readouterr().out.splitlines() if "train_network.py" in line]
     assert ["--adt" in shlex.split(command) for command in commands] == [False, True]

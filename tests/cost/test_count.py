@@ -47,7 +47,7 @@ def test_parts_have_their_proportions(workload: Workload, config: ADTConfig) -> 
     assert doubled.forward == pytest.approx(2 * parts.forward, rel=0.02)
 
 
-@pytest.mark.parametrize("rank", [4, 0], ids=["LoRA", "full"])
+@pytest.mark.parametrize("rank", [pytest.param(4, id="LoRA"), pytest.param(0, id="full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", [{}, {"decode_crop": 32}, {"memory": "fast"}, {"memory": "joined"}], ids=str)
 def test_counted_peaks_are_the_measured_ones(
     workload: Workload, config: ADTConfig, rank: int, options: dict[str, object]

@@ -119,7 +119,13 @@ def starts_in(folder: Path) -> list[subprocess.CompletedProcess[str]]:
     return [python("-I", "-S", "-c", start + code, cwd=folder) for code in codes]
 
 
-@pytest.mark.parametrize("damage", [broken_plugin, broken_entry], ids=["package broken", "a syntax error in a module"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(broken_plugin, id="package broken"),
+        pytest.param(broken_entry, id="a syntax error in a module", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_plugin_leaves_the_real_host_training_as_without_it(run_tiny: TinyRun, tmp_path: Path, damage) -> None:  # noqa: ANN001
     """The start-up file of the installation, and a package that cannot be imported."""
     damage(tmp_path)
