@@ -65,16 +65,27 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         """Return the predicted noise, shaped as `x` (B, 4, 14, 14); `timesteps` (B,) in 0..999, `labels` (B,) in 0..9."""
-        emb = F.silu(self.time(sinusoids(timesteps).to(x.dtype)) + self.label(labels))
-        skip1 = self.down1(self.conv_in(x), emb)
-        skip2 = h = self.down2(self.downsample(skip1), emb)
+        emb = self.embed(timesteps, labels, x.dtype)
+        skip = self.down1(self.conv_in(x), emb)
+        return self.shallow(skip, self.deep(skip, emb), emb)
+
+    def embed(self, timesteps: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what every block is told of timesteps and classes, `(B, embedding)`."""
+        return F.silu(self.time(sinusoids(timesteps).to(dtype)) + self.label(labels))
+
+    def deep(self, skip: Tensor, emb: Tensor) -> Tensor:
+        """Return what the coarse resolution makes of the fine one's features, both `(B, width, 14, 14)`."""
+        below = h = self.down2(self.downsample(skip), emb)
         for block in self.mid:
             h = block(h, emb)
-        h = torch.cat([h, skip2], dim=1)
+        h = torch.cat([h, below], dim=1)
         for block in self.up2:
             h = block(h, emb)
-        h = self.upsample(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        h = self.up1(torch.cat([h, skip1], dim=1), emb)
+        return self.upsample(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+
+    def shallow(self, skip: Tensor, deep: Tensor, emb: Tensor) -> Tensor:
+        """Return the predicted noise from the features of both resolutions."""
+        h = self.up1(torch.cat([deep, skip], dim=1), emb)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 

@@ -87,8 +87,9 @@ JUDGES = (
     Variant("two scales", changed(strategy="two scales")),
     Variant("long paths pull harder", changed(strategy="by length")),
     Variant("unary from high starts", changed(strategy="by start")),
+    Variant("cached features in the unroll", changed(strategy="cached features")),
 )
-"""Other heads, other partners, other weights of what they say."""
+"""Other heads, other partners, other weights of what they say; and a cheaper way to the image that they judge."""
 
 ABLATIONS = {"paper": PAPER, "levers": LEVERS, "neighbours": NEIGHBOURS, "judges": JUDGES}
 """Groups of ablations by the name under which they are asked for."""

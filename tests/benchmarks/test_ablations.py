@@ -114,7 +114,7 @@ def test_the_denoiser_as_backbone_is_told_the_noise_and_stays_as_it_is(tiny_stud
     assert all(map(torch.equal, before, tiny_study.base.unet.parameters()))
 
 
-@pytest.mark.parametrize("judge", judges.JUDGES)
+@pytest.mark.parametrize("judge", [*judges.JUDGES, "cached features", "by length"])
 def test_every_judge_teaches_the_denoiser_and_learns(judge: str, tiny_study: Study):
     turn = turn_of(tiny_study, judge)
     before = [parameter.clone() for parameter in turn.discriminator.parameters()]
@@ -171,6 +171,20 @@ def test_high_starts_are_judged_without_their_source(start: int, needs_the_sourc
     for block in features.real:
         block += torch.randn(block.shape, generator=torch.Generator().manual_seed(1))
     assert torch.equal(discriminator.score_gen(features), before) != needs_the_source
+
+
+def test_cached_features_are_borrowed_in_every_second_step_that_is_not_trained(
+    tiny_study: Study, monkeypatch: pytest.MonkeyPatch
+):
+    computed: list[int] = []
+    deep = UNet.deep
+    cache = strategies.DeepCache(partial(tiny_study.base.unet, labels=torch.zeros(2, dtype=torch.long)), whole=[3])
+    monkeypatch.setattr(UNet, "deep", lambda self, *features: computed.append(cache.position) or deep(self, *features))
+    latents = torch.randn(2, 4, 14, 14, generator=torch.Generator().manual_seed(0))
+    found = [cache(latents, torch.full((2,), 900 - 100 * step)) for step in range(6)]
+    assert computed == [0, 2, 3, 5]  # 1 and 4 borrow; 3 is trained
+    own = [tiny_study.base.unet(latents, torch.full((2,), 900 - 100 * step), cache.labels) for step in range(6)]
+    assert [torch.equal(*pair) for pair in zip(found, own, strict=True)] == [step in (0, 2, 3, 5) for step in range(6)]
 
 
 @pytest.mark.parametrize("start", [2, 5])
