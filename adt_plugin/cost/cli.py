@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.forecast import as_sampled, total, turn_shares
 from adt_plugin.core.option import PREFIX
+from adt_plugin.core.run.files import tensor_shapes
 from adt_plugin.core.schedule import start_range
 from adt_plugin.core.stopwatch import Stopwatch
 from adt_plugin.cost.count import counted
@@ -27,6 +28,9 @@ from adt_plugin.options import add_adt_arguments, from_namespace, reject_unknown
 
 PRECISIONS = {"no": "fp32", "fp16": "bf16", "bf16": "bf16"}
 """`--mixed_precision` of the host -> what is counted: fp16 and bf16 are two bytes each."""
+
+RANK, DOWN = 16, "lora_down.weight"
+"""Rank of the LoRA where nothing tells it, and how the names end of the matrices that have it as their height."""
 
 HOST_DEFAULTS: dict[str, Any] = {
     "train_batch_size": 1,
@@ -90,6 +94,8 @@ def notes(given: argparse.Namespace, workload: Workload, config: ADTConfig) -> I
         yield f"\nCounted as {workload.size.title}, told {given.told}; --model says otherwise."
     elif given.config_file and not given.named:
         yield f"\nThe file does not tell the model, so that it is counted as {workload.size.title}: say --model."
+    if workload.rank and given.keys.get("dim_from_weights") and rank_of(given.keys) != workload.rank:
+        yield f"\nCounted at rank {workload.rank}: the file of network_weights cannot be read; --network_dim says its rank."
     if workload.rank == 0 and workload.dtype == "bf16" and not (given.full_bf16 or given.full_fp16):
         yield "\nCounted as with --full_bf16: without it weights, gradients and AdamW's moments take twice as much."
     if config.memory == "auto":
@@ -156,12 +162,21 @@ def with_config_file(parser: argparse.ArgumentParser, argv: Sequence[str]) -> ar
         keys = flattened(toml.loads(given.config_file.read_text(encoding="utf-8")))
         reject_unknown_keys(keys)
         known = {name: value for name, value in keys.items() if name in given or name.startswith(PREFIX)}
+        if keys.get("dim_from_weights"):
+            known["network_dim"] = rank_of(keys) or known.get("network_dim", RANK)
         parser.set_defaults(**HOST_DEFAULTS | {"full": "network_module" not in keys} | known)
         given = parser.parse_args(argv)
     given.keys = keys
     given.named = given.model is not None
     given.model, given.told = (given.model, "") if given.named else detect(keys, given.config_file) or ("sd15", "")
     return given
+
+
+def rank_of(keys: Mapping[str, Any]) -> int | None:
+    """Return the largest rank in the file of `network_weights`; None where it is not there, or no LoRA in safetensors."""
+    file = Path(str(keys.get("network_weights") or ""))
+    shapes = tensor_shapes(file) if file.suffix == ".safetensors" and file.is_file() else {}
+    return max((shape[0] for name, shape in shapes.items() if name.endswith(DOWN) and shape), default=None)
 
 
 def flattened(sections: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +205,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--config_file", type=Path, help="TOML of a run; options beside it win")
     run.add_argument("--resolution", default="0", help="pixels, such as 512 or 768,512 (default: the model's own)")
     run.add_argument("--train_batch_size", type=int, default=1, help="default: 1")
-    run.add_argument("--network_dim", type=int, default=16, help="rank of the LoRA (default: 16)")
+    run.add_argument("--network_dim", type=int, default=RANK, help=f"rank of the LoRA (default: {RANK})")
     run.add_argument("--full", action="store_true", help="full fine-tuning instead of a LoRA")
     run.add_argument("--gradient_checkpointing", action=argparse.BooleanOptionalAction, default=True, help="default: on")
     run.add_argument("--mixed_precision", choices=PRECISIONS, default="bf16", help="default: bf16")

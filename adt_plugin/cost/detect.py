@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adt_plugin.core.run.files import tensor_names
+from adt_plugin.core.run.files import tensor_shapes
 
 TENSORS = (
     ("llm_adapter.", "anima"),
@@ -100,7 +100,7 @@ def of_file(path: Path) -> str | None:
     """Return the model of a checkpoint: by its tensors' names, or by its size where it is pickled."""
     if path.suffix != ".safetensors":
         return "sdxl" if path.stat().st_size > LARGE else "sd15"
-    names = tensor_names(path)
+    names = tensor_shapes(path)
     return next((model for part, model in TENSORS if any(part in name for name in names)), None)
 
 

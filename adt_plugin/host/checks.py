@@ -18,7 +18,7 @@ from accelerate.utils import DynamoBackend
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
-from adt_plugin.core.run.files import tensor_names
+from adt_plugin.core.run.files import tensor_shapes
 from adt_plugin.core.schedule import TurnSchedule, start_range
 from adt_plugin.host.families import FAMILIES, Family
 from adt_plugin.host.trained import PRESERVED
@@ -295,7 +295,7 @@ def _warn_of_lost_parts(args: argparse.Namespace) -> None:
     file = Path(getattr(args, "network_weights", None) or "")
     if not getattr(args, "network_train_unet_only", False) or file.suffix != ".safetensors" or not file.is_file():
         return
-    if any(name.startswith(OF_TEXT) for name in tensor_names(file)):
+    if any(name.startswith(OF_TEXT) for name in tensor_shapes(file)):
         logger.warning(
             "%s has a part for text encoders, which --network_train_unet_only leaves out of what is saved. To keep it, "
             "train without that option and without --cache_text_encoder_outputs.",

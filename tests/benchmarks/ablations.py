@@ -83,10 +83,10 @@ NEIGHBOURS = (
 JUDGES = (
     Variant("spectral norms", changed(strategy="spectral norms")),
     Variant("an average of the heads is followed", changed(strategy="averaged heads")),
-    Variant("heads compare with other images", changed(strategy="other partners")),
+    Variant("other images as partners", changed(strategy="other partners")),
     Variant("two scales", changed(strategy="two scales")),
-    Variant("long paths pull harder", changed(strategy="by length")),
-    Variant("unary from high starts", changed(strategy="by start")),
+    Variant("short paths pull less", changed(strategy="by length")),
+    Variant("unary alone from high starts", changed(strategy="by start")),
     Variant("cached features in the unroll", changed(strategy="cached features")),
 )
 """Other heads, other partners, other weights of what they say; and a cheaper way to the image that they judge."""

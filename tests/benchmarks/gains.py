@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from adt_plugin.demo import report
@@ -45,9 +45,14 @@ def row(values: Values, points: list[Any]) -> list[str]:
     """Return the change of the distance, and the differences of the well-formed share and of recall."""
     changes = (paired_change(*values(point, "fd")).mean for point in points)
     return [
-        " / ".join(f"{change:+.0f}" for change in changes) + " %",
-        *(" / ".join(difference(*values(point, figure)) for point in points) for figure in ("well_formed", "recall")),
+        slashed(f"{change:+.0f}" for change in changes) + " %",
+        *(slashed(difference(*values(point, figure)) for point in points) for figure in ("well_formed", "recall")),
     ]
+
+
+def slashed(parts: Iterable[object]) -> str:
+    """Join with slashes, one part for each point."""
+    return " / ".join(map(str, parts))
 
 
 def difference(ours: list[float], theirs: list[float]) -> str:
@@ -58,18 +63,18 @@ def difference(ours: list[float], theirs: list[float]) -> str:
 
 def table(found: dict[str, Any], runs: dict[str, Any]) -> str:
     """Return the table from the results of both beds."""
-    seeds = len(found["heldout"]["ADT"]), len(runs[small_sd.ADT.name])
-    return report.table(
-        ["from the plateau, at equal cost", "sampled with", "Fréchet distance", "well-formed share", "recall"],
-        [
-            [f"the miniature, {seeds[0]} seeds", "5 / 10 / 20 steps", *row(of_the_miniature(found), list(STEPS))],
-            [
-                f"a LoRA of the small Stable Diffusion, {seeds[1]} seeds",
-                f"guidance {' / '.join(GUIDED)}",
-                *row(of_the_small_sd(runs), list(GUIDED.values())),
-            ],
-        ],
-    )
+    beds = {
+        f"the miniature, {len(found['heldout']['ADT'])} seeds": (
+            f"{slashed(STEPS)} steps",
+            *row(of_the_miniature(found), list(STEPS)),
+        ),
+        f"a LoRA of the small Stable Diffusion, {len(runs[small_sd.ADT.name])} seeds": (
+            f"guidance {slashed(GUIDED)}",
+            *row(of_the_small_sd(runs), list(GUIDED.values())),
+        ),
+    }
+    head = ["from the plateau, at about equal cost", "sampled with", "Fréchet distance", "well-formed share", "recall"]
+    return report.table(head, [[name, *cells] for name, cells in beds.items()])
 
 
 def published() -> str:

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adt_plugin.core.run.files import tensor_names
+from adt_plugin.core.run.files import tensor_shapes
 from adt_plugin.demo.data import CLASSES, load_splits
 from adt_plugin.demo.evaluate import CERTAIN
 from adt_plugin.demo.metrics import frechet_distance, kernel_distance, nearest_distance, precision_recall
@@ -161,7 +161,7 @@ def load_denoiser(tuned: Path | None = None) -> Denoiser:
     network.text = type(network.text).from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
     network.requires_grad_(False).eval()
     if tuned is not None:
-        if any(name.startswith("lora_") for name in tensor_names(tuned)):
+        if any(name.startswith("lora_") for name in tensor_shapes(tuned)):
             merge_lora(network.unet, tuned)
         else:
             network.unet.load_state_dict(load_file(tuned))

@@ -137,7 +137,11 @@ def at_two_scales(config: ADTConfig, base: Base) -> Discriminator:
 
 
 def normed(config: ADTConfig, base: Base) -> Discriminator:
-    """Convolutions of the heads of spectral norm 1 (arXiv 1802.05957)."""
+    """Convolutions of the heads of spectral norm 1 (arXiv 1802.05957).
+
+    The score hardly depends on their scale, since a GroupNorm follows the first and a cosine the second: what is bounded is how
+    far a step turns them.
+    """
     discriminator = discriminator_of(config, base)
     with seeded(config.seed):
         for module in list(discriminator.score.heads.modules()):
@@ -166,7 +170,12 @@ class FollowsAverage(Discriminator):
 
 
 class OthersAsPartners(Discriminator):
-    """Heads compare with another real image of the batch, so that no pair can be told by its content."""
+    """All pairs are with another real image of the batch, so that none can be told by its content."""
+
+    def score_gen(self, features: PairFeatures) -> Tensor:
+        """Return D(gen, other) `(B,)`."""
+        gen, again = self.embed(features.gen, features.real_again)
+        return self.score.compare(gen, [block.roll(1, 0) for block in again])
 
     def scores(self, features: PairFeatures) -> tuple[Tensor, Tensor]:
         """Return D(real, other) and D(gen, other), both `(B,)`."""
@@ -192,7 +201,7 @@ class Twice(nn.Module):
 
 
 class PairAndSingle(nn.Module):
-    """The sum of a siamese and a unary score; each alone where one is asked for."""
+    """A siamese and a unary score, each with heads of its own."""
 
     def __init__(self, channels: list[int], width: int) -> None:
         super().__init__()
@@ -209,8 +218,8 @@ class PairAndSingle(nn.Module):
         return self.single.compare(first[self.blocks :], second[self.blocks :])
 
     def compare(self, first: Embedding, second: Embedding) -> Tensor:
-        """Return scores `(B,)`, for the heads' own training."""
-        return self.pairwise(first, second) + self.alone(first, second)
+        """Return the scores of both kinds `(2 B,)`, which train each kind by itself."""
+        return torch.cat([self.pairwise(first, second), self.alone(first, second)])
 
     def calibrate(self, first: Embedding, second: Embedding) -> None:
         """Calibrate the siamese score."""
@@ -218,7 +227,11 @@ class PairAndSingle(nn.Module):
 
 
 class ByStart(Discriminator):
-    """The denoiser follows the siamese score from a low start, and the unary one from a high one."""
+    """The denoiser follows the siamese score from a low start, and the unary one from a high one.
+
+    Attributes:
+        start: of the turn that is being made; there is one at a time.
+    """
 
     score: PairAndSingle
     start = 0

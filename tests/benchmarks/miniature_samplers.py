@@ -23,7 +23,7 @@ from adt_plugin.demo.variants import BASE, Variant
 from benchmarks import DOCUMENTS, curve, miniature
 from benchmarks.counting import steps_for
 from benchmarks.intervals import paired_change
-from benchmarks.store import CellStore, run_of
+from benchmarks.store import CellStore, by_run
 
 GROUP = "miniature"
 WALKS = {
@@ -72,9 +72,8 @@ def measure(study: Study, store: CellStore, seeds: int, units: float) -> None:
 
 def summary(results: dict[str, Any]) -> str:
     """Return the table of docs/benchmarks.md from a store's label -> result; means over the seeds."""
-    runs: dict[str, list[Points]] = {}
-    for label, result in results.items():
-        runs.setdefault(run_of(label), []).append(result["scores"])
+    found = by_run(results)
+    runs = {run: [result["scores"] for result in found[run]] for run in RUNS}
     rows = [row for sampler in WALKS for row in rows_of(runs, sampler)]
     return report.table(["FD (well-formed share)", "run", "seeds", *(f"{count} steps" for count in STEPS)], rows)
 

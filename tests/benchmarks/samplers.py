@@ -65,9 +65,9 @@ def summary(results: dict[str, Any]) -> str:
     runs, points = heldout_runs(results), [name_of(*point) for point in POINTS]
     rows = [[run, str(len(cells)), *(distance_and_share(cells, point) for point in points)] for run, cells in runs.items()]
     for run in runs:
-        if run != ADT.name:
+        if not run.startswith("ADT"):
             changes = (paired_change(*(values(runs, name, point, "fd") for name in (ADT.name, run))).mean for point in points)
-            rows.append([f"ADT against {run}", "", *(f"{change:+.0f} %" for change in changes)])
+            rows.append([f"{ADT.name} against {run}", "", *(f"{change:+.0f} %" for change in changes)])
     return report.table(["FD (well-formed share)", "seeds", *points], rows)
 
 

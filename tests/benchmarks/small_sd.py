@@ -42,7 +42,7 @@ from benchmarks.host_training import (
     trained,
 )
 from benchmarks.intervals import change_text, interval_text
-from benchmarks.store import CellStore, options_but, run_of
+from benchmarks.store import CellStore, by_run, options_but
 
 TO_THE_PLATEAU = (Recipe("first", 2000, "3e-3"), Recipe("second", 4000, "3e-3"))
 """One after the other, each with its own cosine."""
@@ -221,10 +221,7 @@ def paragraphs(runs: dict[str, Any], title: str = TITLE, command: str = "small_s
 
 def heldout_runs(results: dict[str, Any]) -> dict[str, Any]:
     """Return run -> its results on the held-out split by seed, from a store's label -> result; in the order of `run`."""
-    runs: dict[str, Any] = {}
-    for label, result in results.items():
-        if label.startswith("heldout: "):
-            runs.setdefault(run_of(label), []).append(result)
+    runs = by_run({label: result for label, result in results.items() if label.startswith("heldout: ")})
     order = ("plateau", PLAIN, FROZEN, ADT.name, "ADT")
     return dict(sorted(runs.items(), key=lambda item: next(i for i, name in enumerate(order) if item[0].startswith(name))))
 

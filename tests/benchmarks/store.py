@@ -61,6 +61,14 @@ def run_of(label: str) -> str:
     return label.partition(": ")[2].rpartition(", seed ")[0]
 
 
+def by_run(results: dict[str, Result]) -> dict[str, list[Result]]:
+    """Sort label -> result into run -> its results in the order of their seeds, so that those of two runs are pairs."""
+    found: dict[str, list[Result]] = {}
+    for label in sorted(results, key=lambda label: int(label.rpartition(" ")[2])):
+        found.setdefault(run_of(label), []).append(results[label])
+    return found
+
+
 def options_but(config: Any, unread: Collection[str]) -> tuple[tuple[str, Any], ...]:
     """Return the fields of a dataclass of options by name, for a digest, without those that change no figure."""
     return tuple((spec.name, getattr(config, spec.name)) for spec in fields(config) if spec.name not in unread)

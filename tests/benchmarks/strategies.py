@@ -104,7 +104,10 @@ def stopped_unroll(denoiser: Denoiser, sampler: Sampler, *rest: Any) -> Unroll:
 
 
 def unroll_by_length(denoiser: Denoiser, sampler: Sampler, latents: Tensor, seeds: Sequence[int], *rest: Any) -> Unroll:
-    """Let what is judged pull the harder, the longer the path was: in proportion, 1 at the mean of the starts that ship."""
+    """Multiply the gradient at the path's end by its length, 1 at the mean of the starts that ship.
+
+    The balance `cap` bounds what long paths gain by it, so that what is left is that short ones pull less.
+    """
     path = unroll(denoiser, sampler, latents, seeds, *rest)
     if path.latents.requires_grad:
         path.latents.register_hook(lambda gradient: gradient * (len(seeds) / MEAN_START))

@@ -143,11 +143,18 @@ def test_the_average_of_the_heads_lags_behind_them_and_is_what_is_followed(tiny_
 
 def test_other_partners_are_the_neighbours_in_the_batch(tiny_study: Study):
     discriminator, features = pairs_of(tiny_study, "other partners")
-    before = torch.stack(discriminator.scores(features))
+
+    def scores() -> Tensor:
+        return torch.stack([*discriminator.scores(features), discriminator.score_gen(features)])
+
+    before = scores()
     for block in features.real_again:
         block[2] += 1
-    changed_scores = (torch.stack(discriminator.scores(features)) != before).any(0)
-    assert changed_scores.tolist() == [False, False, False, True]
+    assert (scores() != before).any(0).tolist() == [False, False, False, True]
+    before = discriminator.score_gen(features)
+    for block in features.real:
+        block += 1
+    assert torch.equal(discriminator.score_gen(features), before)  # its own source is not looked at
 
 
 def test_two_scales_are_the_same_network_at_twice_the_size(tiny_study: Study):
@@ -187,11 +194,11 @@ def test_cached_features_are_borrowed_in_every_second_step_that_is_not_trained(
     assert [torch.equal(*pair) for pair in zip(found, own, strict=True)] == [step in (0, 2, 3, 5) for step in range(6)]
 
 
-@pytest.mark.parametrize("start", [2, 5])
-def test_long_paths_pull_in_proportion(start: int, tiny_study: Study):
-    only = {"start_min": start / 5, "start_max": start / 5}
-    usual, pulling = (take(turn_of(tiny_study, name, **only), tiny_study).grad_norm_raw for name in ("paper", "by length"))
-    assert pulling == pytest.approx(usual * start / strategies.MEAN_START, rel=1e-4)
+def test_the_gradient_of_a_path_grows_with_its_length_and_short_ones_pull_less(tiny_study: Study):
+    for start in (2, 5):
+        only = {"start_min": start / 5, "start_max": start / 5}
+        usual, pulling = (take(turn_of(tiny_study, name, **only), tiny_study).grad_norm_raw for name in ("paper", "by length"))
+        assert pulling == pytest.approx(usual * start / strategies.MEAN_START, rel=1e-4)
 
 
 def grids(start_function: NoisedStart, start: int) -> list[list[int]]:

@@ -52,7 +52,7 @@ def test_the_table_has_means_and_the_changes_of_adt() -> None:
     assert [row[:3] for row in rows] == [
         ["plateau", "2", "6.00 (6.00)"],
         [small_sd.ADT.name, "2", "4.50 (4.50)"],
-        ["ADT against plateau", "", "-25 %"],
+        [f"{small_sd.ADT.name} against plateau", "", "-25 %"],
     ]
 
 

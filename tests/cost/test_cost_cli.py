@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import toml
+import torch
 from pytest import CaptureFixture, MonkeyPatch
+from safetensors.torch import save_file
 
 from adt_plugin.__main__ import main
 from adt_plugin.core.config import ADTConfig
@@ -118,6 +120,32 @@ def test_what_a_count_takes_for_granted_is_said(options: list[str], note: str, c
     assert note in capsys.readouterr().out
     cost_main(TINY_RUN)
     assert note not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("keys", "there", "rank"),
+    [
+        ({"network_dim": 8}, True, 32),  # as in sd-scripts, the file decides
+        ({}, True, 32),
+        ({}, False, 16),
+        ({"network_dim": 8}, False, 8),
+    ],
+)
+def test_a_run_that_goes_on_from_a_lora_is_counted_at_its_rank(
+    tmp_path: Path, keys: dict[str, int], there: bool, rank: int
+) -> None:
+    path, weights = tmp_path / "run.toml", tmp_path / "lora.safetensors"
+    if there:
+        shapes = {"lora_unet_a.lora_down.weight": (16, 4), "lora_unet_b.lora_down.weight": (32, 4), "lora_unet_b.alpha": ()}
+        save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, weights)
+    path.write_text(
+        toml.dumps({"network_module": "networks.lora", "dim_from_weights": True, "network_weights": str(weights)} | keys)
+    )
+    given = with_config_file(cost_parser(), ["--config_file", str(path), "--model", "sdxl"])
+    workload = workload_of(given)
+    assert workload.rank == rank
+    said = any(f"Counted at rank {rank}" in note for note in notes(given, workload, ADTConfig()))
+    assert said == (not there)
 
 
 def test_keys_that_change_what_is_needed_and_are_not_counted_are_named(tmp_path: Path) -> None:

@@ -46,11 +46,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         os.fsync(file.fileno())
 
 
-def tensor_names(path: Path) -> list[str]:
-    """Return the names in a safetensors file's header; none where it is damaged."""
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Return name -> shape from a safetensors file's header; nothing where it is damaged.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
         try:
-            return list(json.loads(file.read(length))) if length < LONGEST_HEADER else []
+            header = json.loads(file.read(length)) if length < LONGEST_HEADER else {}
         except ValueError:
-            return []
+            return {}
+    return {name: entry["shape"] for name, entry in header.items() if "shape" in entry}
