@@ -88,19 +88,26 @@ def test_the_table_of_the_last_mile_is_what_its_json_says() -> None:
     assert small_sd.summary(small_sd.heldout_runs(results)) in page
 
 
-def test_adt_at_its_best_is_published_too() -> None:
-    """Settings are chosen on validation, over two seeds, from what the store holds."""
+def test_adt_at_its_best_is_what_two_seeds_on_validation_chose_and_has_its_table() -> None:
     ((group, results),) = CellStore(DOCUMENTS / "small_sd.json").results().items()
 
     class Stored(small_sd.Bench):
         def cell(self, recipe: Recipe, seed: int, split: str) -> dict[str, Any]:
             return results[f"{split}: {recipe.name}, seed {seed}"]
 
-    bench = Stored(Path(group), CellStore(DOCUMENTS / "small_sd.json"), Path())
-    plain, frozen, shipped, *best = bench.finalists()
-    assert shipped == small_sd.ADT and set(best) <= set(small_sd.CANDIDATES)
-    expected = {"plateau", plain.name, frozen.name, shipped.name, *(recipe.name for recipe in best)}
-    assert set(small_sd.heldout_runs(results)) == expected
+    best = Stored(Path(group), CellStore(DOCUMENTS / "small_sd.json"), Path()).at_its_best()
+    runs = small_sd.runs_beside_the_best(results)
+    assert list(runs)[-1] == best.name and {len(cells) for cells in runs.values()} == {len(small_sd.BEST_SEEDS)}
+    assert small_sd.summary(runs) in (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def test_what_is_beside_the_best_is_of_its_seeds() -> None:
+    names = ("plateau", small_sd.ADT.name, small_sd.ONE_STEP.name)
+    results = {f"heldout: {name}, seed {seed}": (name, seed) for seed in (4, 3, 2, 1) for name in names}
+    assert list(small_sd.heldout_runs(results)) == ["plateau", small_sd.ADT.name]
+    runs = small_sd.runs_beside_the_best(results)
+    assert runs == {name: [(name, seed) for seed in (1, 2, 3)] for name in names}
+    assert small_sd.runs_beside_the_best({label: 0 for label in results if small_sd.ONE_STEP.name not in label}) == {}
 
 
 def test_the_table_of_levers_is_what_its_json_says() -> None:
