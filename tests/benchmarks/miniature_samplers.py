@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ WALKS = {
 }
 """Sampler and spacing of its grid."""
 STEPS = (3, 5, 10, 20, 50)
-RUNS = (BASE.name, miniature.PLAIN, miniature.FROZEN, "ADT")
+FROZEN_TRAILING, ADT_TRAILING = "frozen heads, trailing turns", "ADT, trailing turns"
+RUNS = (BASE.name, miniature.PLAIN, miniature.FROZEN, "ADT", FROZEN_TRAILING, ADT_TRAILING)
+"""The last two walk their turns on a trailing grid (`--adt_spacing trailing`)."""
 
 Points = dict[str, dict[str, dict[str, float]]]
 """Sampler -> number of its steps -> figures."""
@@ -53,11 +55,21 @@ def scored(study: Study, unet: torch.nn.Module) -> Points:
     }
 
 
+def variants() -> dict[str, Variant]:
+    """Return run -> how it is tuned."""
+    found = {BASE.name: BASE} | curve.variants()
+    for run, name in ((miniature.FROZEN, FROZEN_TRAILING), ("ADT", ADT_TRAILING)):
+        plan = found[run].plan
+        assert plan is not None and plan.adt is not None
+        found[name] = Variant(name, replace(plan, adt=replace(plan.adt, spacing="trailing")))
+    return found
+
+
 def measure(study: Study, store: CellStore, seeds: int, units: float) -> None:
     """Tune and score what the store does not hold: every run with every seed, the base once."""
-    variants = {BASE.name: BASE} | curve.variants()
+    tuned = variants()
     for run in RUNS:
-        variant = variants[run]
+        variant = tuned[run]
         for seed in range(seeds if variant.plan else 1):
 
             def measured(variant: Variant = variant, seed: int = seed) -> dict[str, Any]:
