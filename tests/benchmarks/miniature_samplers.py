@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from adt_plugin.demo.cli import positive
 from adt_plugin.demo.diffusion import sample
 from adt_plugin.demo.finetune import Budget
 from adt_plugin.demo.study import Setting, Study, open_study
-from adt_plugin.demo.variants import BASE, Variant
+from adt_plugin.demo.variants import BASE, Variant, changed
 from benchmarks import DOCUMENTS, curve, miniature
 from benchmarks.counting import steps_for
 from benchmarks.intervals import paired_change
@@ -34,9 +34,9 @@ WALKS = {
 }
 """Sampler and spacing of its grid."""
 STEPS = (3, 5, 10, 20, 50)
-FROZEN_TRAILING, ADT_TRAILING = "frozen heads, trailing turns", "ADT, trailing turns"
-RUNS = (BASE.name, miniature.PLAIN, miniature.FROZEN, "ADT", FROZEN_TRAILING, ADT_TRAILING)
-"""The last two walk their turns on a trailing grid (`--adt_spacing trailing`)."""
+TRAILING = "ADT, trailing turns"
+"""With turns on a trailing grid (`--adt_spacing trailing`)."""
+RUNS = (BASE.name, miniature.PLAIN, miniature.FROZEN, "ADT", TRAILING)
 
 Points = dict[str, dict[str, dict[str, float]]]
 """Sampler -> number of its steps -> figures."""
@@ -57,12 +57,7 @@ def scored(study: Study, unet: torch.nn.Module) -> Points:
 
 def variants() -> dict[str, Variant]:
     """Return run -> how it is tuned."""
-    found = {BASE.name: BASE} | curve.variants()
-    for run, name in ((miniature.FROZEN, FROZEN_TRAILING), ("ADT", ADT_TRAILING)):
-        plan = found[run].plan
-        assert plan is not None and plan.adt is not None
-        found[name] = Variant(name, replace(plan, adt=replace(plan.adt, spacing="trailing")))
-    return found
+    return {BASE.name: BASE, **curve.variants(), TRAILING: Variant(TRAILING, changed({"spacing": "trailing"}))}
 
 
 def measure(study: Study, store: CellStore, seeds: int, units: float) -> None:
@@ -84,24 +79,27 @@ def measure(study: Study, store: CellStore, seeds: int, units: float) -> None:
 
 def summary(results: dict[str, Any]) -> str:
     """Return the table of docs/benchmarks.md from a store's label -> result; means over the seeds."""
-    found = by_run(results)
-    runs = {run: [result["scores"] for result in found[run]] for run in RUNS}
-    rows = [row for sampler in WALKS for row in rows_of(runs, sampler)]
-    return report.table(["FD (well-formed share)", "run", "seeds", *(f"{count} steps" for count in STEPS)], rows)
+    runs = by_run(results)
+    rows = [row for sampler in WALKS for row in rows_of({run: runs[run] for run in RUNS}, sampler)]
+    return report.table(["FD (well-formed share, recall)", "run", "seeds", *(f"{count} steps" for count in STEPS)], rows)
 
 
-def rows_of(runs: dict[str, list[Points]], sampler: str) -> Iterator[list[str]]:
+def values(cells: Sequence[dict[str, Any]], sampler: str, count: int, figure: str) -> list[float]:
+    """Return a figure of a run, one value per seed."""
+    return [cell["scores"][sampler][str(count)][figure] for cell in cells]
+
+
+def rows_of(runs: dict[str, list[dict[str, Any]]], sampler: str) -> Iterator[list[str]]:
     """Yield the rows of a sampler: every run, and the paired changes of ADT's distance against the two rivals."""
-
-    def values(run: str, count: int, figure: str) -> list[float]:
-        return [scores[sampler][str(count)][figure] for scores in runs[run]]
-
     for run, cells in runs.items():
-        means = ((statistics.fmean(values(run, count, figure)) for figure in ("fd", "well_formed")) for count in STEPS)
-        yield [sampler, run, str(len(cells)), *("{:.2f} ({:.2f})".format(*pair) for pair in means)]
+        texts = []
+        for count in STEPS:
+            means = [statistics.fmean(values(cells, sampler, count, figure)) for figure in ("fd", "well_formed", "recall")]
+            texts.append("{:.2f} ({:.2f}, {:.2f})".format(*means))
+        yield [sampler, run, str(len(cells)), *texts]
     for other in (miniature.PLAIN, miniature.FROZEN):
-        changes = (paired_change(*(values(run, count, "fd") for run in ("ADT", other))).mean for count in STEPS)
-        yield [sampler, f"ADT against {other}", "", *(f"{change:+.0f} %" for change in changes)]
+        pairs = ([values(runs[run], sampler, count, "fd") for run in ("ADT", other)] for count in STEPS)
+        yield [sampler, f"ADT against {other}", "", *(f"{paired_change(*pair).mean:+.0f} %" for pair in pairs)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

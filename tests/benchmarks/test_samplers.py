@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adt_plugin.demo.study import Study
-from adt_plugin.demo.variants import PLAIN
+from adt_plugin.demo.variants import BASE, PLAIN
 from benchmarks import DOCUMENTS, miniature, miniature_samplers, samplers, small_sd
 from benchmarks.beds.small_sd import sample
 from benchmarks.samplers import POINTS, name_of, sampler_of
@@ -69,21 +69,31 @@ def test_the_table_is_what_the_json_says() -> None:
 def test_the_miniatures_runs_are_scored_at_every_point_once(
     tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = replace(tiny_study, evaluator=tiny_study.evaluator.shortened(40))
-    monkeypatch.setattr(miniature_samplers, "STEPS", (2, 3))
+    study = replace(tiny_study, evaluator=tiny_study.evaluator.shortened(12))
+    monkeypatch.setattr(miniature_samplers, "STEPS", (2,))
+    monkeypatch.setattr(miniature_samplers, "RUNS", miniature_samplers.RUNS[:4])
     monkeypatch.setattr(miniature_samplers, "steps_for", lambda plan, units: 1)
-    monkeypatch.setattr(miniature_samplers.curve, "variants", lambda: dict.fromkeys(miniature_samplers.RUNS[1:], PLAIN))
+    monkeypatch.setattr(
+        miniature_samplers, "variants", lambda: {"base": BASE} | dict.fromkeys(miniature_samplers.RUNS[1:], PLAIN)
+    )
     store = CellStore(tmp_path / "samplers.json", miniature_samplers.GROUP)
-    miniature_samplers.measure(study, store, 2, 20.0)
+    miniature_samplers.measure(study, store, 1, 20.0)
     results = store.results()[miniature_samplers.GROUP]
-    assert len(results) == 1 + 3 * 2
+    assert len(results) == len(miniature_samplers.RUNS)
     for points in (result["scores"] for result in results.values()):
-        assert len({figures["fd"] for found in points.values() for figures in found.values()}) == 2 * len(points)
+        assert len({figures["fd"] for found in points.values() for figures in found.values()}) == len(points)
     monkeypatch.setattr(Study, "tune", None)
-    miniature_samplers.measure(study, store, 2, 20.0)  # nothing is tuned again
+    miniature_samplers.measure(study, store, 1, 20.0)  # nothing is tuned again
     rows = [[part.strip() for part in line.split("|")[1:-1]] for line in miniature_samplers.summary(results).splitlines()[2:]]
     assert [row[:3] for row in rows[:6]] == [
-        *(["DDIM", run, seeds] for run, seeds in zip(miniature_samplers.RUNS, "1222", strict=True)),
+        *(["DDIM", run, "1"] for run in miniature_samplers.RUNS),
         *(["DDIM", f"ADT against {other}", ""] for other in (miniature.PLAIN, miniature.FROZEN)),
     ]
     assert set(rows[4][3:]) == {"+0 %"} and len(rows) == 6 * len(miniature_samplers.WALKS)
+
+
+def test_turns_on_a_trailing_grid_differ_in_nothing_else() -> None:
+    found = miniature_samplers.variants()
+    assert set(found) >= set(miniature_samplers.RUNS)
+    ours, usual = found[miniature_samplers.TRAILING].plan, found["ADT"].plan
+    assert ours != usual and replace(ours, adt=replace(ours.adt, spacing="auto")) == usual
