@@ -106,7 +106,7 @@ def test_what_is_beside_the_best_is_of_its_seeds() -> None:
     results = {f"heldout: {name}, seed {seed}": (name, seed) for seed in (4, 3, 2, 1) for name in names}
     assert list(small_sd.heldout_runs(results)) == ["plateau", small_sd.ADT.name]
     runs = small_sd.runs_beside_the_best(results)
-    assert runs == {name: [(name, seed) for seed in (1, 2, 3)] for name in names}
+    assert runs == {name: [(name, seed) for seed in small_sd.BEST_SEEDS] for name in names}
     assert small_sd.runs_beside_the_best({label: 0 for label in results if small_sd.ONE_STEP.name not in label}) == {}
 
 
