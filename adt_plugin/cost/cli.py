@@ -94,7 +94,7 @@ def notes(given: argparse.Namespace, workload: Workload, config: ADTConfig) -> I
         yield f"\nCounted as {workload.size.title}, told {given.told}; --model says otherwise."
     elif given.config_file and not given.named:
         yield f"\nThe file does not tell the model, so that it is counted as {workload.size.title}: say --model."
-    if workload.rank and given.keys.get("dim_from_weights") and rank_of(given.keys) != workload.rank:
+    if workload.rank and given.rank_unread:
         yield f"\nCounted at rank {workload.rank}: the file of network_weights cannot be read; --network_dim says its rank."
     if workload.rank == 0 and workload.dtype == "bf16" and not (given.full_bf16 or given.full_fp16):
         yield "\nCounted as with --full_bf16: without it weights, gradients and AdamW's moments take twice as much."
@@ -158,15 +158,18 @@ def with_config_file(parser: argparse.ArgumentParser, argv: Sequence[str]) -> ar
         ConfigError: an unknown `adt_*` key.
     """
     given, keys = parser.parse_args(argv), {}
+    rank_unread = False
     if given.config_file is not None:
         keys = flattened(toml.loads(given.config_file.read_text(encoding="utf-8")))
         reject_unknown_keys(keys)
         known = {name: value for name, value in keys.items() if name in given or name.startswith(PREFIX)}
         if keys.get("dim_from_weights"):
-            known["network_dim"] = rank_of(keys) or known.get("network_dim", RANK)
+            rank = rank_of(keys)
+            rank_unread = rank is None
+            known["network_dim"] = rank or known.get("network_dim", RANK)
         parser.set_defaults(**HOST_DEFAULTS | {"full": "network_module" not in keys} | known)
         given = parser.parse_args(argv)
-    given.keys = keys
+    given.keys, given.rank_unread = keys, rank_unread
     given.named = given.model is not None
     given.model, given.told = (given.model, "") if given.named else detect(keys, given.config_file) or ("sd15", "")
     return given
@@ -174,8 +177,7 @@ def with_config_file(parser: argparse.ArgumentParser, argv: Sequence[str]) -> ar
 
 def rank_of(keys: Mapping[str, Any]) -> int | None:
     """Return the largest rank in the file of `network_weights`; None where it is not there, or no LoRA in safetensors."""
-    file = Path(str(keys.get("network_weights") or ""))
-    shapes = tensor_shapes(file) if file.suffix == ".safetensors" and file.is_file() else {}
+    shapes = tensor_shapes(Path(str(keys.get("network_weights") or "")))
     return max((shape[0] for name, shape in shapes.items() if name.endswith(DOWN) and shape), default=None)
 
 

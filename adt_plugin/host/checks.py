@@ -292,9 +292,9 @@ def _check_grid(args: argparse.Namespace, config: ADTConfig, family: Family) -> 
 
 def _warn_of_lost_parts(args: argparse.Namespace) -> None:
     """Warn where a LoRA's part for text encoders will be missing in what is saved: sd-scripts drops it without a word."""
-    file = Path(getattr(args, "network_weights", None) or "")
-    if not getattr(args, "network_train_unet_only", False) or file.suffix != ".safetensors" or not file.is_file():
+    if not getattr(args, "network_train_unet_only", False):
         return
+    file = Path(getattr(args, "network_weights", None) or "")
     if any(name.startswith(OF_TEXT) for name in tensor_shapes(file)):
         logger.warning(
             "%s has a part for text encoders, which --network_train_unet_only leaves out of what is saved. To keep it, "

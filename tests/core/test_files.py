@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from adt_plugin.core.run.files import replacement, write_atomically
+from adt_plugin.core.run.files import replacement, tensor_shapes, write_atomically
 
 
 def test_writing_replaces_the_file_and_leaves_no_temporary(tmp_path: Path) -> None:
@@ -79,3 +81,16 @@ def test_the_content_is_on_the_disk_before_the_file_takes_its_name(tmp_path: Pat
     monkeypatch.setattr(os, "fsync", noted)
     write_atomically(path, "whole")
     assert seen == [(5, False)] and path.read_text() == "whole"
+
+
+@pytest.mark.parametrize("name", ["missing.safetensors", "pickled.pt", "damaged.safetensors", ""])
+def test_what_holds_no_tensors_has_no_shapes(tmp_path: Path, name: str) -> None:
+    for file in ("pickled.pt", "damaged.safetensors"):
+        (tmp_path / file).write_bytes(b"\x05\0\0\0\0\0\0\0{oops")
+    assert tensor_shapes(tmp_path / name) == {}
+
+
+def test_shapes_are_read_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file({"a": torch.zeros(2, 3), "b": torch.zeros(())}, path, metadata={"made": "here"})
+    assert tensor_shapes(path) == {"a": [2, 3], "b": []}

@@ -146,6 +146,9 @@ def test_a_run_that_goes_on_from_a_lora_is_counted_at_its_rank(
     assert workload.rank == rank
     said = any(f"Counted at rank {rank}" in note for note in notes(given, workload, ADTConfig()))
     assert said == (not there)
+    given = with_config_file(cost_parser(), ["--config_file", str(path), "--model", "sdxl", "--network_dim", "64"])
+    assert workload_of(given).rank == 64  # beside the file, an option wins, and a file that was read is not called unreadable
+    assert any("cannot be read" in note for note in notes(given, workload_of(given), ADTConfig())) == (not there)
 
 
 def test_keys_that_change_what_is_needed_and_are_not_counted_are_named(tmp_path: Path) -> None:

@@ -47,11 +47,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Return name -> shape from a safetensors file's header; nothing where it is damaged.
+    """Return name -> shape from a safetensors file's header; nothing where it is damaged, of another kind or not there.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file is there and cannot be read.
     """
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
         try:
