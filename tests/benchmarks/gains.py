@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from adt_plugin.demo import report
@@ -13,52 +14,21 @@ from benchmarks.intervals import paired_change
 from benchmarks.store import CellStore, by_run
 
 STEPS = (5, 10, 20)
+FIGURES = ("fd", "well_formed", "recall")
 TRAILING = "DDIM, trailing"
 GUIDED = {"2": "2 @ 10", "3": "3 @ 10", "7": "7 @ 10"}
 """Guidance, and the point of sampling in the small Stable Diffusion's results."""
 
-Values = Callable[[Any, str], tuple[list[float], list[float]]]
-"""(point, figure) -> values of ADT and of plain training by seed, in the same order."""
+Values = Callable[[str, Any, str], list[float]]
+"""(run, point, figure) -> its values by seed."""
 
 
-def of_the_miniature(found: dict[str, Any]) -> Values:
-    """Return how to read the miniature's results."""
-
-    def values(steps: int, figure: str) -> tuple[list[float], list[float]]:
-        ours, theirs = (miniature.values(found, run, figure, steps) for run in ("ADT", miniature.PLAIN))
-        return ours, theirs
-
-    return values
-
-
-def of_the_small_sd(runs: dict[str, Any]) -> Values:
-    """Return how to read the small Stable Diffusion's results."""
-    plain = next(name for name in runs if name.startswith(small_sd.PLAIN))
-
-    def values(point: str, figure: str) -> tuple[list[float], list[float]]:
-        ours, theirs = (small_sd.values(runs, run, point, figure) for run in (small_sd.ADT.name, plain))
-        return ours, theirs
-
-    return values
-
-
-def of_a_trailing_grid(results: dict[str, Any]) -> Values:
-    """Return how to read the miniature's results on a trailing grid, from a store's label -> result."""
-    runs = by_run(results)
-
-    def values(steps: int, figure: str) -> tuple[list[float], list[float]]:
-        ours, theirs = (miniature_samplers.values(runs[run], TRAILING, steps, figure) for run in ("ADT", miniature.PLAIN))
-        return ours, theirs
-
-    return values
-
-
-def row(values: Values, points: list[Any]) -> list[str]:
+def row(values: Values, ours: str, plain: str, points: Iterable[Any]) -> list[str]:
     """Return the change of the distance, and the differences of the well-formed share and of recall."""
-    changes = (paired_change(*values(point, "fd")).mean for point in points)
+    pairs = [{figure: (values(ours, point, figure), values(plain, point, figure)) for figure in FIGURES} for point in points]
     return [
-        slashed(f"{change:+.0f}" for change in changes) + " %",
-        *(slashed(difference(*values(point, figure)) for point in points) for figure in ("well_formed", "recall")),
+        slashed(f"{paired_change(*pair['fd']).mean:+.0f}" for pair in pairs) + " %",
+        *(slashed(difference(*pair[figure]) for pair in pairs) for figure in FIGURES[1:]),
     ]
 
 
@@ -75,18 +45,27 @@ def difference(ours: list[float], theirs: list[float]) -> str:
 
 def table(found: dict[str, Any], trailing: dict[str, Any], runs: dict[str, Any]) -> str:
     """Return the table from the results of the miniature, those on a trailing grid, and those of the small SD."""
+    on_trailing = by_run(trailing)
+    plain = next(name for name in runs if name.startswith(small_sd.PLAIN))
+
+    def of_leading(run: str, steps: int, figure: str) -> list[float]:
+        return miniature.values(found, run, figure, steps)
+
+    def of_trailing(run: str, steps: int, figure: str) -> list[float]:
+        return miniature_samplers.values(on_trailing[run], TRAILING, steps, figure)
+
     beds = {
         f"the miniature, {len(found['heldout']['ADT'])} seeds": (
             f"{slashed(STEPS)} steps, leading",
-            *row(of_the_miniature(found), list(STEPS)),
+            *row(of_leading, "ADT", miniature.PLAIN, STEPS),
         ),
-        f"the same, {len(by_run(trailing)['ADT'])} seeds": (
+        f"the same, {len(on_trailing['ADT'])} seeds": (
             f"{slashed(STEPS)} steps, trailing",
-            *row(of_a_trailing_grid(trailing), list(STEPS)),
+            *row(of_trailing, "ADT", miniature.PLAIN, STEPS),
         ),
         f"a LoRA of the small Stable Diffusion, {len(runs[small_sd.ADT.name])} seeds": (
             f"guidance {slashed(GUIDED)}",
-            *row(of_the_small_sd(runs), list(GUIDED.values())),
+            *row(partial(small_sd.values, runs), small_sd.ADT.name, plain, GUIDED.values()),
         ),
     }
     head = ["from the plateau, at about equal cost", "sampled with", "Fréchet distance", "well-formed share", "recall"]

@@ -169,18 +169,23 @@ class FollowsAverage(Discriminator):
             self.score = trained
 
 
+def next_in_batch(embedding: Embedding) -> Embedding:
+    """Return for each image of a batch the embedding of another one."""
+    return [block.roll(1, 0) for block in embedding]
+
+
 class OthersAsPartners(Discriminator):
     """All pairs are with another real image of the batch, so that none can be told by its content."""
 
     def score_gen(self, features: PairFeatures) -> Tensor:
         """Return D(gen, other) `(B,)`."""
         gen, again = self.embed(features.gen, features.real_again)
-        return self.score.compare(gen, [block.roll(1, 0) for block in again])
+        return self.score.compare(gen, next_in_batch(again))
 
     def scores(self, features: PairFeatures) -> tuple[Tensor, Tensor]:
         """Return D(real, other) and D(gen, other), both `(B,)`."""
         again, gen, real = self.embed(features.real_again, features.gen, features.real)
-        other = [block.roll(1, 0) for block in again]
+        other = next_in_batch(again)
         return self.score.compare(real, other), self.score.compare(gen, other)
 
 

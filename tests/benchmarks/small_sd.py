@@ -42,7 +42,7 @@ from benchmarks.host_training import (
     trained,
 )
 from benchmarks.intervals import change_text, interval_text
-from benchmarks.store import CellStore, by_run, options_but
+from benchmarks.store import CellStore, by_run, options_but, seed_of
 
 TO_THE_PLATEAU = (Recipe("first", 2000, "3e-3"), Recipe("second", 4000, "3e-3"))
 """One after the other, each with its own cosine."""
@@ -237,12 +237,12 @@ def heldout_runs(results: dict[str, Any]) -> dict[str, Any]:
 
 def runs_beside_the_best(results: dict[str, Any]) -> dict[str, Any]:
     """Return the same with ADT at its best, of its seeds alone; empty where the store has none."""
-    seeds = tuple(f"seed {seed}" for seed in BEST_SEEDS)
-    known = {label: result for label, result in results.items() if label.startswith("heldout: ") and label.endswith(seeds)}
-    runs = by_run(known)
+    known = {
+        label: result for label, result in results.items() if label.startswith("heldout: ") and seed_of(label) in BEST_SEEDS
+    }
     shown = heldout_runs(known)
-    best = [run for run in runs if run not in shown]
-    return shown | {run: runs[run] for run in best} if best else {}
+    best = {run: cells for run, cells in by_run(known).items() if run not in shown}
+    return shown | best if best else {}
 
 
 def summary(runs: dict[str, Any]) -> str:

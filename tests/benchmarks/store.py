@@ -61,10 +61,15 @@ def run_of(label: str) -> str:
     return label.partition(": ")[2].rpartition(", seed ")[0]
 
 
+def seed_of(label: str) -> int:
+    """Return the seed of a label such as `heldout: ADT, seed 3`: 3."""
+    return int(label.rpartition(" ")[2])
+
+
 def by_run(results: dict[str, Result]) -> dict[str, list[Result]]:
     """Sort label -> result into run -> its results in the order of their seeds, so that those of two runs are pairs."""
     found: dict[str, list[Result]] = {}
-    for label in sorted(results, key=lambda label: int(label.rpartition(" ")[2])):
+    for label in sorted(results, key=seed_of):
         found.setdefault(run_of(label), []).append(results[label])
     return found
 

@@ -127,18 +127,17 @@ class DeepCache:
     def __init__(self, denoiser: Denoiser, whole: Collection[int]) -> None:
         bound: Any = denoiser
         self.unet, self.labels, self.whole = bound.func, bound.keywords["labels"], whole
-        self.position, self.deep = 0, torch.empty(0)
-        self.is_fresh = False
+        self.position = 0
+        self.cached: Tensor | None = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the prediction `(B, C, h, w)` in the next step of the path; no two that follow each other are borrowed."""
         emb = self.unet.embed(t, self.labels, x.dtype)
         skip = self.unet.down1(self.unet.conv_in(x), emb)
-        borrows = self.is_fresh and self.position not in self.whole
-        if not borrows:
-            self.deep = self.unet.deep(skip, emb)
-        self.is_fresh, self.position = not borrows, self.position + 1
-        predicted: Tensor = self.unet.shallow(skip, self.deep, emb)
+        borrowed = None if self.position in self.whole else self.cached
+        deep = self.unet.deep(skip, emb) if borrowed is None else borrowed
+        self.cached, self.position = deep if borrowed is None else None, self.position + 1
+        predicted: Tensor = self.unet.shallow(skip, deep, emb)
         return predicted
 
 

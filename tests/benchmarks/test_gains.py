@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from benchmarks import DOCUMENTS, gains, miniature, small_sd
 
 
@@ -12,12 +14,27 @@ def test_the_table_is_what_the_json_says() -> None:
 def test_changes_are_paired_and_differences_have_no_sign_at_zero() -> None:
     assert gains.difference([0.501, 0.499], [0.5, 0.499]) == "0.00"
     pairs = {"fd": ([3.0, 1.0], [4.0, 2.0]), "well_formed": ([0.5], [0.25]), "recall": ([0.5], [0.75])}
-    assert gains.row(lambda point, figure: pairs[figure], [5]) == ["-38 %", "+0.25", "-0.25"]
+
+    def values(run: str, point: int, figure: str) -> list[float]:
+        return pairs[figure][run == "plain"]
+
+    assert gains.row(values, "ADT", "plain", [5]) == ["-38 %", "+0.25", "-0.25"]
 
 
-def test_both_beds_are_read_by_run_and_point() -> None:
-    scores = {"3 @ 10": {"fd": 1.0}}
-    runs = {f"{small_sd.PLAIN}, lr 1": [{"scores": {"3 @ 10": {"fd": 2.0}}}], small_sd.ADT.name: [{"scores": scores}]}
-    assert gains.of_the_small_sd(runs)("3 @ 10", "fd") == ([1.0], [2.0])
-    found = {"heldout": {"ADT": [], miniature.PLAIN: []}}
-    assert gains.of_the_miniature(found)(5, "fd") == ([], [])
+def figures(fd: float) -> dict[str, float]:
+    return dict.fromkeys(gains.FIGURES, 0.5) | {"fd": fd}
+
+
+def test_every_bed_is_read_by_run_and_point() -> None:
+    """ADT has three quarters, a half and a quarter of plain training's distance on the three beds."""
+    scored = {run: {"DDIM, trailing": {str(n): figures(fd) for n in gains.STEPS}} for run, fd in (("ADT", 1), ("plain", 2))}
+    trailing = {f"heldout: {run}, seed 0": {"scores": scores} for run, scores in scored.items()}
+    small = {f"{small_sd.PLAIN}, lr 1": figures(4), small_sd.ADT.name: figures(1)}
+    runs = {run: [{"scores": dict.fromkeys(gains.GUIDED.values(), found)}] for run, found in small.items()}
+    found = json.loads((DOCUMENTS / "miniature.json").read_text(encoding="utf-8"))
+    for run, fd in (("ADT", 3.0), (miniature.PLAIN, 4.0)):
+        for cell in (cell for noises in found["heldout"][run] for cell in noises):
+            for scores in cell["scores"]["ddim"].values():
+                scores |= {"fd": fd}
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in gains.table(found, trailing, runs).splitlines()[2:]]
+    assert [row[2] for row in rows] == ["-25 / -25 / -25 %", "-50 / -50 / -50 %", "-75 / -75 / -75 %"]

@@ -31,7 +31,7 @@ from benchmarks.small_sd import (
     paragraphs,
     store_of,
 )
-from benchmarks.store import CellStore, run_of
+from benchmarks.store import CellStore, run_of, seed_of
 
 STEPS, LONGER = 2000, 3300
 """Optimizer steps of the command, and plain ones of about the processor time that it takes with `--adt`."""
@@ -83,7 +83,7 @@ def runs_of(results: dict[str, Any]) -> BySeed:
     """Sort a store's label -> result by run, in the order of `RUNS`, and by seed."""
     found: BySeed = {}
     for recipe in RUNS:
-        seeds = {int(label.rpartition(" ")[2]): result for label, result in results.items() if run_of(label) == recipe.name}
+        seeds = {seed_of(label): result for label, result in results.items() if run_of(label) == recipe.name}
         if seeds:
             found[recipe.name] = dict(sorted(seeds.items()))
     return found
