@@ -41,6 +41,14 @@ class TurnConfig(Options):
         low=0.0,
         high=100.0,
     )
+    diversity: float = option(
+        0.0,
+        "how much a turn compares its images with each other and with other training images, beside each with its own: keeps "
+        "their variety like that of the training images; 0 compares each with its own alone",
+        "生成画像の多様性を学習画像に合わせる比較の重み（0は各画像をその元画像とのみ比較）",
+        low=0.0,
+        high=100.0,
+    )
     balance: str = option(
         "cap",
         "how the adversarial gradient is scaled to the diffusion loss's: ratio gives every turn --adt_weight times its "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,12 +29,24 @@ def decode_generated(decode: Decode, latents: Tensor, crop: Crop, with_graph: bo
 
 
 def score_generated(
-    discriminator: Discriminator, features: PairFeatures, loss: AdversarialLoss, with_graph: bool
+    discriminator: Discriminator,
+    features: PairFeatures,
+    loss: AdversarialLoss,
+    with_graph: bool,
+    diversity: float = 0.0,
+    earlier: Sequence[PairFeatures] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Return the scores D(gen, real) `(B,)` and the generator's loss L_G, with a graph to the generated images if asked."""
+    """Return the scores D(gen, real) `(B,)` and the generator's loss L_G, with a graph to the generated images if asked.
+
+    Args:
+        diversity: weight in L_G of what compares each image with other ones.
+        earlier: other images for a batch of one.
+    """
     with torch.set_grad_enabled(with_graph):
         scores = discriminator.score_gen(features)
-        return scores, loss.generator(scores)
+        if not diversity:
+            return scores, loss.generator(scores)
+        return scores, loss.generator(scores + diversity * discriminator.score_among(features, earlier))
 
 
 def discriminator_gradients(

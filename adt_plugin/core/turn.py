@@ -269,9 +269,11 @@ class AdversarialTurn:
             # gen = M gen + (1 - M) real
             gen = gen if mask is None else paste(gen, real, self._cropped(mask, clean, crop))
         with clock.stage("observe"):
-            # L_G = - D(gen, real), both under the same augmentation
+            # L_G = - D(gen, real) - delta mean over others j of (D(gen, real_j) - D(gen, gen_j)), under the same augmentation
             features = self.discriminator.pair_features(gen, real)
-            scores, loss_g = score_generated(self.discriminator, features, self.loss, with_graph)
+            diversity = self.config.diversity
+            earlier = self.history.like(features) if diversity and len(gen) == 1 else []
+            scores, loss_g = score_generated(self.discriminator, features, self.loss, with_graph, diversity, earlier)
         return Seen(gen, real, features, scores, loss_g)
 
     def _cropped(self, mask: Tensor, clean: Tensor, crop: Crop) -> Tensor:

@@ -17,7 +17,7 @@ from adt_plugin.cost.measure import Base, Measured, measure_base, measure_turn, 
 from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.workbench import Workbench, Workload
 from benchmarks.one_graph import measure_one_graph
-from benchmarks.store import CellStore
+from benchmarks.store import CellStore, is_as_before
 
 GRID_STEPS, GRID_GRAD_STEPS = (4, 10, 20), (1, 2, 4, 8)
 """m and K of the grid."""
@@ -29,7 +29,7 @@ a few thousandths of a turn of true size: what the default's cost is among what 
 READ = (
     *("steps", "grad_steps", "grad_mask", "memory", "decode_crop", "offload", "cfg_scale", "sampler", "spacing", "flow_shift"),
     *("backbone", "blocks", "disc_type", "disc_width", "augment", "noise", "image_size", "decoder", "decode_dtype"),
-    *("disc_steps", "disc_loss", "disc_penalty"),
+    *("disc_steps", "disc_loss", "disc_penalty", "diversity"),
 )
 """Options that what is counted or measured depends on."""
 
@@ -233,7 +233,8 @@ def what_is_read(config: ADTConfig) -> tuple[tuple[str, Any], ...]:
     """Return the options in `READ`, by name; a guidance scale as the number that it is, however it was written."""
     low, high = config.guidance_scales
     scale = low if low == high else config.cfg_scale
-    return tuple((name, scale if name == "cfg_scale" else getattr(config, name)) for name in READ)
+    read = ((name, scale if name == "cfg_scale" else getattr(config, name)) for name in READ)
+    return tuple(option for option in read if not is_as_before(option))
 
 
 def run_sweep(store: CellStore, device: torch.device, repeats: int) -> None:

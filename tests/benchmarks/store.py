@@ -74,9 +74,19 @@ def by_run(results: dict[str, Result]) -> dict[str, list[Result]]:
     return found
 
 
+LATER = {"diversity": 0.0}
+"""Options that are younger than published results, and the value with which a run is what it was before they came."""
+
+
 def options_but(config: Any, unread: Collection[str]) -> tuple[tuple[str, Any], ...]:
     """Return the fields of a dataclass of options by name, for a digest, without those that change no figure."""
-    return tuple((spec.name, getattr(config, spec.name)) for spec in fields(config) if spec.name not in unread)
+    read = ((spec.name, getattr(config, spec.name)) for spec in fields(config) if spec.name not in unread)
+    return tuple(option for option in read if not is_as_before(option))
+
+
+def is_as_before(option: tuple[str, Any]) -> bool:
+    """Return whether an option, name and value, is a young one that is off: no part of a digest."""
+    return option in LATER.items()
 
 
 def digest(settings: Any) -> str:

@@ -16,7 +16,7 @@ from adt_plugin.demo.study import Setting
 from adt_plugin.demo.variants import ADT
 from benchmarks import cost_sweep
 from benchmarks.ablations import LEVERS, PAPER
-from benchmarks.store import CellStore, Result, digest
+from benchmarks.store import CellStore, Result, digest, options_but
 from benchmarks.strategies import white_noise_start
 
 RESULT: Result = {"seconds": 12.5, "scores": [1.5, 0.9]}
@@ -108,6 +108,14 @@ def test_a_changed_default_makes_a_cell_of_the_cost_sweep_unknown(tmp_path: Path
     assert store.get(label, cost_sweep.settings_of(other, measurement)) is None
     longer = cost_sweep._turn(ADTConfig(steps=6), 3)
     assert store.get(label, cost_sweep.settings_of(job, longer)) is None
+
+
+def test_a_young_option_that_is_off_leaves_what_was_measured_before_it_valid() -> None:
+    assert "diversity" not in dict(options_but(ADTConfig(diversity=0.0), ()))
+    assert dict(options_but(ADTConfig(diversity=10.0), ()))["diversity"] == 10.0
+    assert dict(options_but(ADTConfig(), ("weight",))).keys().isdisjoint({"weight", "diversity"})
+    off, on = (cost_sweep.what_is_read(ADTConfig(diversity=value)) for value in (0.0, 10.0))
+    assert set(on) - set(off) == {("diversity", 10.0)}
 
 
 def test_every_option_is_known_to_be_read_or_not() -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,6 +19,9 @@ from adt_plugin.core.discriminator.backbone import FrozenBackbone
 from adt_plugin.core.discriminator.heads import Head, Standardize
 from adt_plugin.core.discriminator.scores import SCORES, Embedding, Score
 from adt_plugin.core.rng import normal_like, preserved_rng
+
+OTHERS = 8
+"""Images of a set that each is compared with, at the most (ours)."""
 
 STEP = 0.1
 """Of the noise that measures how steep the scores are, in deviations of the features."""
@@ -159,6 +162,38 @@ class Discriminator(nn.Module):
         gradient at the image points to the real one, under one shift 36 to 46 % (cosines, measured on the miniature).
         """
         return self.score.compare(*self.embed(features.gen, features.real))
+
+    def score_among(self, features: PairFeatures, earlier: Sequence[PairFeatures] = ()) -> Tensor:
+        """Return how much more each generated image is like other real images than like other generated ones `(B,)`.
+
+        Its gradient is that of a squared maximum mean discrepancy with D as the kernel (arXiv 1705.08584), which for cosines is
+        the distance of the sets' mean embeddings (feature matching, arXiv 1606.03498): none once these agree. D(gen, real)
+        alone asks for what is best on average where the source cannot be told from its noise, so that images get alike. That a
+        turn weighs both is ours.
+
+        Args:
+            features: of this turn.
+            earlier: of other images where a batch is of one; of the same shape.
+        """
+        gen, real = self.embed(features.gen, features.real)
+        others = list(self._others(gen, real, earlier))
+        if not others:
+            return gen[0].new_zeros(len(gen[0]))
+        differences = [self.score.compare(gen, real_one) - self.score.compare(gen, gen_one) for gen_one, real_one in others]
+        return torch.stack(differences).mean(0)
+
+    @torch.no_grad()
+    def _others(
+        self, gen: Embedding, real: Embedding, earlier: Sequence[PairFeatures]
+    ) -> Iterator[tuple[Embedding, Embedding]]:
+        """Yield embeddings of other generated and real images for each of a batch: its neighbours, or earlier turns'."""
+        batch = len(gen[0])
+        for shift in range(1, min(batch, OTHERS + 1)):
+            yield [block.roll(shift, 0) for block in gen], [block.roll(shift, 0) for block in real]
+        if batch == 1:
+            for other in earlier[-OTHERS:]:
+                gen_one, real_one = self.embed(other.gen, other.real)
+                yield gen_one, real_one
 
     def scores(self, features: PairFeatures) -> tuple[Tensor, Tensor]:
         """Return D(real, real') of two augmented views of the same real image, and D(gen, real'), both `(B,)`.

@@ -66,6 +66,12 @@ class FeatureHistory:
         device, dtype = latest.real[0].device, latest.real[0].dtype
         return drawn.each(lambda image: [block.to(device, non_blocking=True).to(PRECISION).to(dtype) for block in image])
 
+    def like(self, features: PairFeatures) -> list[PairFeatures]:
+        """Return the turns that are kept whose features have the shapes of these, on their device and in their precision."""
+        shapes, (device, dtype) = [block.shape for block in features.real], (features.real[0].device, features.real[0].dtype)
+        same = [kept for kept in self.kept if [block.shape for block in kept.real] == shapes]
+        return [kept.each(lambda image: [block.to(device, non_blocking=True).to(dtype) for block in image]) for kept in same]
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything that is kept, by names such as `0.gen.2`: turn, image, block."""
         return {
