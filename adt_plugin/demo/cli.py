@@ -15,9 +15,10 @@ INTERRUPTED = 130  # the shell's status of a command that Ctrl-C ended
 QUICK_SAMPLES = 20
 QUICK_SETTING = replace(SETTING, samples=QUICK_SAMPLES)
 LEGEND = (
-    "FD: Fréchet distance to held-out digits after 5, 10 and 20 steps of DDIM on a leading grid, lower is better. Well-formed: "
-    "share of digits that a classifier takes for the asked one with certainty, higher is better. Novelty: distance to the "
-    "nearest training image over that of held-out ones, 1 is as new."
+    "FD: Fréchet distance to held-out digits after 5, 10 and 20 steps of DDIM, lower is better. A leading grid is Stable "
+    "Diffusion's own DDIM; a trailing one begins at pure noise, as k-diffusion's samplers do. Well-formed: share of digits "
+    "that a classifier takes for the asked one with certainty, higher is better. Recall: how much of real digits' variety is "
+    "there. Novelty: distance to the nearest training image over that of held-out ones, 1 is as new."
 )
 
 

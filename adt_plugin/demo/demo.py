@@ -8,7 +8,7 @@ from pathlib import Path
 from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo import pictures, report
 from adt_plugin.demo.cells import Cell
-from adt_plugin.demo.diffusion import sample
+from adt_plugin.demo.diffusion import GRIDS, LEADING, TRAILING, sample_on
 from adt_plugin.demo.finetune import Budget, tunable_copy
 from adt_plugin.demo.progress import Bar
 from adt_plugin.demo.study import Setting, Study, Tuned, open_study, sampling_work, scoring_work, tuning_work
@@ -16,7 +16,7 @@ from adt_plugin.demo.variants import ADT, BASE, PLAIN, Variant
 
 SETTING = Setting(samples=600, sampler_steps=(3, 5, 10, 20), detect=())
 CURVE_POINTS, CURVE_STEPS = 4, 5
-PICTURE_STEPS, PICTURE_SAMPLES = (3, 5, 10), 12  # of the picture
+PICTURED, PICTURE_SAMPLES = ((LEADING, 5), (TRAILING, 5), (TRAILING, 10)), 12
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class DemoOptions:
     seeds: int = 1
     seconds: float = 60.0
     curve_samples: int = 500
-    variants: tuple[Variant, ...] = (BASE, PLAIN, ADT)
+    variants: tuple[Variant, ...] = tuple(replace(variant, grids=tuple(GRIDS)) for variant in (BASE, PLAIN, ADT))
     setting: Setting = SETTING
 
 
@@ -59,8 +59,9 @@ class DemoResults:
         report.write_json(self.options.out / "results.json", self.options.setting, {"demo": self.cells})
 
     def table(self) -> str:
-        """Return the comparison so far, in Markdown."""
-        return report.comparison(report.grouped(self.cells))
+        """Return the comparison so far in Markdown, a table for each grid."""
+        groups = report.grouped(self.cells)
+        return "\n\n".join(report.comparison(groups, grid) for grid in self.cells[0].scores)
 
 
 def run_demo(results: DemoResults) -> None:
@@ -110,7 +111,7 @@ def run_variant(study: Study, variant: Variant, seed: int, results: DemoResults)
 def _curve_distance(study: Study, tuned: Tuned, samples: int) -> float:
     scores = study.evaluator.shortened(samples).evaluate(tuned.unet, steps=[CURVE_STEPS])
     study.progress(sampling_work(samples, [CURVE_STEPS]))
-    return scores["ddim"][CURVE_STEPS].fd
+    return scores[LEADING][CURVE_STEPS].fd
 
 
 def draw(study: Study, results: DemoResults) -> None:
@@ -118,8 +119,11 @@ def draw(study: Study, results: DemoResults) -> None:
     out = results.options.out
     noise, labels = study.evaluator.noise[:PICTURE_SAMPLES], study.evaluator.labels[:PICTURE_SAMPLES]
     panels = [
-        (f"{steps} sampler steps", {name: sample(t.unet, noise, labels, steps) for name, t in results.tuned.items()})
-        for steps in PICTURE_STEPS
+        (
+            f"{steps} sampler steps, {GRIDS[grid]} grid",
+            {name: sample_on(grid, tuned.unet, noise, labels, steps) for name, tuned in results.tuned.items()},
+        )
+        for grid, steps in PICTURED
     ]
     pictures.sample_rows(out / "samples.png", panels)
     start = results.curves[BASE.name][0][0]
@@ -127,7 +131,9 @@ def draw(study: Study, results: DemoResults) -> None:
     pictures.curves(
         out / "curves.png",
         {
-            ("Fréchet distance, lower is better", "sampler steps"): report.by_sampler_steps(results.cells),
+            ("Fréchet distance, lower is better", f"sampler steps, {GRIDS[LEADING]} grid"): report.by_sampler_steps(
+                results.cells
+            ),
             (f"Fréchet distance at {CURVE_STEPS} sampler steps", "seconds of tuning"): over_time,
         },
     )

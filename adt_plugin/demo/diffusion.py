@@ -9,6 +9,13 @@ from adt_plugin.core.diffusion.samplers import Sampler, build_sampler
 from adt_plugin.demo.data import CLASSES, LATENT_SHAPE, decode
 
 TIMESTEPS = 1000
+LEADING, TRAILING = "ddim", "ddim, trailing"
+GRIDS = {LEADING: "leading", TRAILING: "trailing"}
+"""The spacing of DDIM's steps by the name that results have.
+
+With 5 of 1000 steps a leading grid, as Stable Diffusion's own DDIM has it, begins at timestep 801; a trailing one at 999, as
+k-diffusion's samplers do.
+"""
 
 
 def alphas_cumprod() -> Tensor:
@@ -34,6 +41,11 @@ def evaluation_noise(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw white noise `(count, 4, 14, 14)` and evenly spread classes `(count,)`: shared by every run that is compared."""
     noise = torch.randn((count, *LATENT_SHAPE), generator=torch.Generator().manual_seed(seed))
     return noise, torch.arange(count) % CLASSES
+
+
+def sample_on(grid: str, unet: nn.Module, noise: Tensor, labels: Tensor, steps: int) -> Tensor:
+    """Sample images with DDIM on one of `GRIDS`; the other arguments and the result are those of `sample`."""
+    return sample(unet, noise, labels, steps, spacing=GRIDS[grid])
 
 
 @torch.no_grad()

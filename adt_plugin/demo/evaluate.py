@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adt_plugin.demo.base import Base
 from adt_plugin.demo.data import Digits, Splits
-from adt_plugin.demo.diffusion import evaluation_noise, sample
+from adt_plugin.demo.diffusion import LEADING, evaluation_noise, sample_on
 from adt_plugin.demo.metrics import (
     ImageSet,
     Scores,
@@ -28,7 +28,7 @@ CERTAIN = 0.8
 CHUNK = 500
 
 ScoreTable = dict[str, dict[int, Scores]]
-"""By sampler, then by the number of its steps."""
+"""By a key of `GRIDS`, then by the number of its steps."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Evaluator:
     labels: Tensor
     detect: tuple[int, ...] = ()
 
-    def evaluate(self, unet: UNet, samplers: Sequence[str] = ("ddim",), steps: Sequence[int] = SAMPLER_STEPS) -> ScoreTable:
-        """Return the scores of a denoiser by sampler and number of steps."""
+    def evaluate(self, unet: UNet, grids: Sequence[str] = (LEADING,), steps: Sequence[int] = SAMPLER_STEPS) -> ScoreTable:
+        """Return the scores of a denoiser by grid and number of steps."""
         return {
-            sampler: {
-                count: self.score(sample(unet, self.noise, self.labels, count, sampler), self.labels, count in self.detect)
+            grid: {
+                count: self.score(sample_on(grid, unet, self.noise, self.labels, count), self.labels, count in self.detect)
                 for count in steps
             }
-            for sampler in samplers
+            for grid in grids
         }
 
     @torch.no_grad()

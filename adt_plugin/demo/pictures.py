@@ -71,15 +71,16 @@ def tile(images: Tensor, columns: int) -> Tensor:
     return laid_out.reshape(rows * height, columns * width, channels)
 
 
-def curves(path: Path, panels: Mapping[tuple[str, str], Mapping[str, Sequence[Curve]]]) -> None:
-    """Draw one panel per (label of y, label of x); a distance gets a logarithmic axis, a share one from 0 to 1.
+def curves(path: Path, *rows: Mapping[tuple[str, str], Mapping[str, Sequence[Curve]]]) -> None:
+    """Draw rows of panels, one per (label of y, label of x); a distance gets a logarithmic axis, a share one from 0 to 1.
 
     A panel maps names to one curve per seed, all with the same number of points: drawn as their mean, point by point,
     with a band from lowest to highest.
     """
-    figure = new_figure(5.2 * len(panels), 3.8)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, ((y_label, x_label), lines) in zip(axes, panels.items(), strict=True):
+    columns = max(map(len, rows))
+    figure = new_figure(5.2 * columns, 3.8 * len(rows))
+    axes = figure.subplots(len(rows), columns, squeeze=False).flat
+    for axis, ((y_label, x_label), lines) in zip(axes, (panel for row in rows for panel in row.items()), strict=True):
         for name, seeds in lines.items():
             _draw(axis, name, seeds)
         axis.set(xlabel=x_label, ylabel=y_label)

@@ -14,6 +14,7 @@ import torch
 
 from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo.cells import Cell
+from adt_plugin.demo.diffusion import GRIDS, LEADING
 
 Groups = dict[str, list[Cell]]
 """Cells by the name of their run, one per seed, in the order of their first appearance."""
@@ -27,14 +28,14 @@ def grouped(cells: Iterable[Cell]) -> Groups:
     return groups
 
 
-def values(cells: Sequence[Cell], figure: str, steps: int, sampler: str = "ddim") -> list[float]:
+def values(cells: Sequence[Cell], figure: str, steps: int, grid: str = LEADING) -> list[float]:
     """Return one figure, an attribute of `Scores`, of every cell."""
-    return [getattr(cell.scores[sampler][steps], figure) for cell in cells]
+    return [getattr(cell.scores[grid][steps], figure) for cell in cells]
 
 
-def mean(cells: Sequence[Cell], figure: str, steps: int, sampler: str = "ddim") -> float:
+def mean(cells: Sequence[Cell], figure: str, steps: int, grid: str = LEADING) -> float:
     """Return a figure's mean over seeds."""
-    return statistics.fmean(values(cells, figure, steps, sampler))
+    return statistics.fmean(values(cells, figure, steps, grid))
 
 
 def spread(numbers: Sequence[float], digits: int) -> str:
@@ -47,10 +48,10 @@ SHOWN_STEPS = (5, 10, 20)
 """Numbers of sampler steps that tables have a column for."""
 
 
-def comparison(groups: Groups, sampler: str = "ddim") -> str:
+def comparison(groups: Groups, grid: str = LEADING) -> str:
     """Tabulate one row per run: distances, well-formed share, recall, novelty, optimizer steps, wall time."""
     head = [
-        "run",
+        f"{GRIDS[grid]} grid",
         "seeds",
         *(f"FD@{n}" for n in SHOWN_STEPS),
         *(f"well-formed@{n}" for n in SHOWN_STEPS),
@@ -60,18 +61,18 @@ def comparison(groups: Groups, sampler: str = "ddim") -> str:
         "steps",
         "tuning, s",
     ]
-    return table(head, [_row(name, cells, sampler) for name, cells in groups.items()])
+    return table(head, [_row(name, cells, grid) for name, cells in groups.items()])
 
 
-def _row(name: str, cells: Sequence[Cell], sampler: str) -> list[str]:
+def _row(name: str, cells: Sequence[Cell], grid: str) -> list[str]:
     return [
         name,
         str(len(cells)),
-        *(spread(values(cells, "fd", n, sampler), 2) for n in SHOWN_STEPS),
-        *(spread(values(cells, "well_formed", n, sampler), 3) for n in SHOWN_STEPS),
-        spread(values(cells, "recall", 10, sampler), 3),
-        spread(values(cells, "pixel_fd", 10, sampler), 2),
-        spread(values(cells, "novelty", 10, sampler), 2),
+        *(spread(values(cells, "fd", n, grid), 2) for n in SHOWN_STEPS),
+        *(spread(values(cells, "well_formed", n, grid), 3) for n in SHOWN_STEPS),
+        spread(values(cells, "recall", 10, grid), 3),
+        spread(values(cells, "pixel_fd", 10, grid), 2),
+        spread(values(cells, "novelty", 10, grid), 2),
         f"{statistics.fmean(cell.steps for cell in cells):.0f}",
         f"{statistics.fmean(cell.seconds for cell in cells):.1f}",
     ]
@@ -93,10 +94,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([line(head), rule, *(line(row) for row in rows)])
 
 
-def by_sampler_steps(cells: Iterable[Cell], sampler: str = "ddim") -> dict[str, list[list[tuple[float, float]]]]:
+def by_sampler_steps(cells: Iterable[Cell], grid: str = LEADING) -> dict[str, list[list[tuple[float, float]]]]:
     """Return by run one curve per seed: number of sampler steps, Fréchet distance."""
     return {
-        name: [[(float(steps), scores.fd) for steps, scores in cell.scores[sampler].items()] for cell in group]
+        name: [[(float(steps), scores.fd) for steps, scores in cell.scores[grid].items()] for cell in group]
         for name, group in grouped(cells).items()
     }
 

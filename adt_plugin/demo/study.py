@@ -92,8 +92,8 @@ class Study:
         return Tuned(unet, budget.elapsed, budget.taken)
 
     def score(self, variant: Variant, tuned: Tuned, seed: int) -> Cell:
-        """Score a tuned denoiser with the variant's samplers, as a cell."""
-        scores = self.evaluator.evaluate(tuned.unet, variant.samplers, self.setting.sampler_steps)
+        """Score what a tuned denoiser makes on the variant's grids, as a cell."""
+        scores = self.evaluator.evaluate(tuned.unet, variant.grids, self.setting.sampler_steps)
         self.progress(scoring_work(self.setting, variant))
         return Cell(variant.name, seed, tuned.seconds, tuned.steps, self.setting.threads, scores)
 
@@ -139,7 +139,7 @@ def tuning_work(plan: Plan | None, budget: Budget) -> float:
 
 def scoring_work(setting: Setting, variant: Variant) -> float:
     """Estimate what scoring a variant costs, in diffusion steps."""
-    return sampling_work(setting.samples, setting.sampler_steps) * len(variant.samplers)
+    return sampling_work(setting.samples, setting.sampler_steps) * len(variant.grids)
 
 
 def sampling_work(samples: int, steps: Sequence[int]) -> float:

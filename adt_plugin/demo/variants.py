@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.demo.diffusion import LEADING
 from adt_plugin.demo.finetune import Plan
 
 SHIPPED = ADTConfig(disc_width=32, pictures_every=0)
@@ -23,12 +24,12 @@ class Variant:
     Attributes:
         name: as the tables show it; names are unique.
         plan: None stands for the base.
-        samplers: that its samples are drawn with.
+        grids: keys of `GRIDS`, on which its samples are drawn.
     """
 
     name: str
     plan: Plan | None
-    samplers: tuple[str, ...] = ("ddim",)
+    grids: tuple[str, ...] = (LEADING,)
 
 
 def plain(lr: float) -> Plan:

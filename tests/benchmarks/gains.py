@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from adt_plugin.demo import report
-from benchmarks import DOCUMENTS, miniature, miniature_samplers, small_sd
+from adt_plugin.demo.base import BASES
+from adt_plugin.demo.diffusion import GRIDS
+from benchmarks import DOCUMENTS, miniature, small_sd
 from benchmarks.intervals import paired_change
-from benchmarks.store import CellStore, by_run
+from benchmarks.store import CellStore
 
 STEPS = (5, 10, 20)
 FIGURES = ("fd", "well_formed", "recall")
-TRAILING = "DDIM, trailing"
 GUIDED = {"2": "2 @ 10", "3": "3 @ 10", "7": "7 @ 10"}
 """Guidance, and the point of sampling in the small Stable Diffusion's results."""
 
@@ -43,26 +44,22 @@ def difference(ours: list[float], theirs: list[float]) -> str:
     return "0.00" if text in ("+0.00", "-0.00") else text
 
 
-def table(found: dict[str, Any], trailing: dict[str, Any], runs: dict[str, Any]) -> str:
-    """Return the table from the results of the miniature, those on a trailing grid, and those of the small SD."""
-    on_trailing = by_run(trailing)
+def table(bases: Sequence[dict[str, Any]], runs: dict[str, Any]) -> str:
+    """Return the table from the results of the miniature, one for each base, and those of the small Stable Diffusion."""
     plain = next(name for name in runs if name.startswith(small_sd.PLAIN))
 
-    def of_leading(run: str, steps: int, figure: str) -> list[float]:
-        return miniature.values(found, run, figure, steps)
+    def on_grid(grid: str, run: str, steps: int, figure: str) -> list[float]:
+        return [value for found in bases for value in miniature.values(found, run, figure, steps, grid)]
 
-    def of_trailing(run: str, steps: int, figure: str) -> list[float]:
-        return miniature_samplers.values(on_trailing[run], TRAILING, steps, figure)
-
-    beds = {
-        f"the miniature, {len(found['heldout']['ADT'])} seeds": (
-            f"{slashed(STEPS)} steps, leading",
-            *row(of_leading, "ADT", miniature.PLAIN, STEPS),
-        ),
-        f"the same, {len(on_trailing['ADT'])} seeds": (
-            f"{slashed(STEPS)} steps, trailing",
-            *row(of_trailing, "ADT", miniature.PLAIN, STEPS),
-        ),
+    seeds = sum(len(found["heldout"]["ADT"]) for found in bases)
+    miniatures = {
+        f"the miniature, {name} grid, {seeds} seeds": (
+            f"{slashed(STEPS)} steps",
+            *row(partial(on_grid, grid), "ADT", miniature.PLAIN, STEPS),
+        )
+        for grid, name in GRIDS.items()
+    }
+    beds = miniatures | {
         f"a LoRA of the small Stable Diffusion, {len(runs[small_sd.ADT.name])} seeds": (
             f"guidance {slashed(GUIDED)}",
             *row(partial(small_sd.values, runs), small_sd.ADT.name, plain, GUIDED.values()),
@@ -75,9 +72,8 @@ def table(found: dict[str, Any], trailing: dict[str, Any], runs: dict[str, Any])
 def published() -> str:
     """Return the table from the published JSON files."""
     ((_, results),) = CellStore(DOCUMENTS / "small_sd.json").results().items()
-    found = json.loads((DOCUMENTS / "miniature.json").read_text(encoding="utf-8"))
-    trailing = CellStore(DOCUMENTS / "samplers.json").results()[miniature_samplers.GROUP]
-    return table(found, trailing, small_sd.heldout_runs(results))
+    bases = [json.loads((DOCUMENTS / f"{miniature.name_of(base)}.json").read_text(encoding="utf-8")) for base in range(BASES)]
+    return table(bases, small_sd.heldout_runs(results))
 
 
 if __name__ == "__main__":

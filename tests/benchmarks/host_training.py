@@ -29,10 +29,12 @@ from adt_plugin.demo.evaluate import CERTAIN
 from adt_plugin.demo.metrics import frechet_distance, kernel_distance, nearest_distance, precision_recall
 from benchmarks.beds.pictures import CAPTIONS
 from benchmarks.beds.small_sd import ASSETS, Denoiser, Sampler, decoded, encoded, load_network, load_vae, rendered, sample
+from benchmarks.floor import floor
 from tinyhost.models import HostModel
 from tinyhost.run import NO_HOST, OUTPUT_NAME, find_host, host_arguments, host_environment, run_host
 
 STYLE, IMAGES = "paper", 2000
+SHAPE = (3, 64, 64)
 PLATEAU = ASSETS / "lora.safetensors"
 SCRIPT, FULL_SCRIPT = "train_network.py", "train_db.py"
 MODEL = HostModel(ASSETS / "model", ASSETS / "tokenizers", "networks.lora", "sd")
@@ -244,7 +246,7 @@ def images_of(
     Returns the images and their classes `(N,)`.
     """
     noise = torch.randn((samples, 4, 8, 8), generator=torch.Generator().manual_seed(noise_seed))
-    asked = torch.arange(samples) % CLASSES
+    asked = classes(samples)
     return decoded(load_vae(), sample(network, noise, asked, steps, guidance, sampler=sampler)), asked
 
 
@@ -264,6 +266,17 @@ def figures(drawn: Tensor, asked: Tensor, split: str) -> dict[str, float]:
         "well_formed": float((chance >= CERTAIN).float().mean()),
         "novelty": nearest_distance(drawn.flatten(1), ref.train) / nearest_distance(ref.images.flatten(1), ref.train),
     }
+
+
+def training_figures(split: str, samples: int) -> dict[str, float]:
+    """Return what the images that the LoRA learnt from score against a split, as many of each class as `samples` have."""
+    seen, labels = reference(split).train.view(-1, *SHAPE), load_splits().train.labels[:IMAGES]
+    return floor(labels, classes(samples), lambda indices: figures(seen[indices], labels[indices], split))
+
+
+def classes(samples: int) -> Tensor:
+    """Return the classes that samples are asked for `(N,)`: the ten in turn."""
+    return torch.arange(samples) % CLASSES
 
 
 def small(images: Tensor) -> Tensor:

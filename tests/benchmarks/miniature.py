@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import product
@@ -18,19 +18,22 @@ from math import log
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo import pictures, report
 from adt_plugin.demo.cells import Cell
 from adt_plugin.demo.cli import add_shared_arguments, duration, positive, short_endings
-from adt_plugin.demo.evaluate import Evaluator
+from adt_plugin.demo.diffusion import GRIDS, LEADING, TRAILING
 from adt_plugin.demo.finetune import Budget
 from adt_plugin.demo.progress import Bar
 from adt_plugin.demo.study import Setting, Study, open_study
-from adt_plugin.demo.variants import ADT, BASE, SHIPPED, Variant, hurried
+from adt_plugin.demo.variants import ADT, BASE, SHIPPED, Variant, changed, hurried
 from benchmarks import DOCUMENTS
 from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PLAIN_TRIALS, without_average
 from benchmarks.counting import steps_for
+from benchmarks.floor import TRAINING, floor
 from benchmarks.intervals import change_text, difference_text, interval_text
 from benchmarks.store import CellStore, options_but
 
@@ -38,15 +41,21 @@ STEPS = (3, 5, 10, 20)
 JUDGED = (5, 10, 20)
 """Numbers of sampler steps whose distances choose between trials."""
 NOISES = (11, 12, 13)
+HELDOUT = {LEADING: "heldout", TRAILING: "heldout, trailing grid"}
+"""How results on the held-out split are called, by the grid that samples are drawn on."""
+DETECTED = 10
+"""Sampler steps, on the trailing grid and for the first noise, whose samples a fresh classifier is to tell from real images."""
 FIGURES = ("fd", "kid", "pixel_fd", "precision", "recall", "well_formed", "novelty", "detectability")
 PARTS = "paper"
 """The group of ablations that take something away; ADT at its best is chosen from the others, by one run on validation each."""
 PLAIN, FROZEN, BEST = "plain", "frozen heads", "ADT at its best"
+DIVERSE = Variant("ADT, diversity 10", changed({"diversity": 10.0}))
 NAMES = {
     "base": "the base",
     PLAIN: "plain training, best of 6",
     FROZEN: "frozen heads, best of 6",
     "ADT": "**ADT as it ships**",
+    DIVERSE.name: "ADT, `--adt_diversity 10`",
 }
 """As the summary calls the runs."""
 POOLED = {"fd": change_text, "pixel_fd": change_text, "recall": difference_text, "well_formed": difference_text}
@@ -91,14 +100,18 @@ class Bench:
         return open_study(Setting(self.plan.base, "validation", self.plan.samples, 5, STEPS, ()))
 
     @cached_property
-    def heldout(self) -> list[Study]:
-        """What figures are reported on, a study for each evaluation noise."""
-        return [open_study(Setting(self.plan.base, "heldout", self.plan.samples, noise, STEPS, (5, 10))) for noise in NOISES]
+    def heldout(self) -> dict[str, list[Study]]:
+        """What figures are reported on: by grid, a study for each evaluation noise."""
+        return {grid: [self._on_heldout(grid, noise) for noise in NOISES] for grid in HELDOUT}
 
-    def cell(self, variant: Variant, seed: int, studies: Sequence[Study]) -> list[Cell]:
-        """Tune once and score with every study; from the store where it is there."""
-        split, plan = studies[0].setting.split, self.plan
-        variant = hurried(variant) if plan.quick else variant
+    def _on_heldout(self, grid: str, noise: int) -> Study:
+        detect = (DETECTED,) if (grid, noise) == (TRAILING, NOISES[0]) else ()
+        return open_study(Setting(self.plan.base, "heldout", self.plan.samples, noise, STEPS, detect))
+
+    def cell(self, variant: Variant, seed: int, studies: Sequence[Study], grid: str = LEADING) -> list[Cell]:
+        """Tune once and score samples on a grid with every study; from the store where it is there."""
+        split, plan = studies[0].setting.split if grid == LEADING else HELDOUT[grid], self.plan
+        variant = replace(hurried(variant) if plan.quick else variant, grids=(grid,))
         settings = ([study.setting for study in studies], variant.name, what_is_read(variant), plan.units, seed)
 
         def measured() -> dict[str, Any]:
@@ -128,6 +141,7 @@ class Bench:
         for name, variants in ((PLAIN, PLAIN_TRIALS), (FROZEN, FROZEN_TRIALS)):
             finalists[name], trials[name] = self.best(variants)
         finalists["ADT"] = ADT  # as it ships, chosen by nothing here
+        finalists[DIVERSE.name] = DIVERSE
         tried: dict[Variant, Cell] = {}
         for group in self.plan.ablations:
             cells = {variant: self.trial(variant) for variant in (ADT, *ABLATIONS[group])}
@@ -135,18 +149,25 @@ class Bench:
             tried |= cells if group != PARTS else {}
         if tried:
             finalists[BEST] = _best(list(tried), list(tried.values()))
-        results: dict[str, list[list[Cell]]] = {}
-        for name, variant in finalists.items():
-            results[name] = [self.cell(variant, seed, self.heldout) for seed in range(self.plan.seeds if variant.plan else 1)]
         return {
             "plan": asdict(self.plan),
             "machine": report.machine(),
             "as it ships": dict(options_read(SHIPPED)),
             "finalists": {name: variant.name for name, variant in finalists.items()},
             "trials": {name: [asdict(cell) for cell in cells] for name, cells in trials.items()},
-            "heldout": {name: [[asdict(cell) for cell in noises] for noises in runs] for name, runs in results.items()},
-            "training images": reference_scores(self.heldout[0]),
+            **{HELDOUT[grid]: self.on_heldout(finalists, grid) for grid in HELDOUT},
+            TRAINING: reference_scores(self.heldout[TRAILING][0]),
         }
+
+    def on_heldout(self, finalists: Mapping[str, Variant], grid: str) -> dict[str, list[list[dict[str, Any]]]]:
+        """Run all seeds of the finalists, ADT at its best on the grid that it was chosen on alone; JSON values by run."""
+        results = {}
+        for name, variant in finalists.items():
+            if name != BEST or grid == LEADING:
+                seeds = range(self.plan.seeds if variant.plan else 1)
+                cells = [self.cell(variant, seed, self.heldout[grid], grid) for seed in seeds]
+                results[name] = [[asdict(cell) for cell in noises] for noises in cells]
+        return results
 
 
 def options_read(config: ADTConfig) -> tuple[tuple[str, Any], ...]:
@@ -157,17 +178,18 @@ def options_read(config: ADTConfig) -> tuple[tuple[str, Any], ...]:
 def what_is_read(variant: Variant) -> tuple[Any, ...]:
     """Return everything about a fine-tune that its figures depend on: a new option that is not among it leaves them valid."""
     if variant.plan is None:
-        return ()
+        return () if variant.grids == (LEADING,) else (variant.grids,)
     plan = [(spec.name, getattr(variant.plan, spec.name)) for spec in fields(variant.plan) if spec.name != "adt"]
     adt = options_read(variant.plan.adt) if variant.plan.adt else ()
-    return tuple(plan), adt, variant.samplers
+    return tuple(plan), adt, variant.grids
 
 
 def count_runs(plan: Plan) -> int:
     """Count the runs of a benchmark from nothing: all trials, one more of each group, the base and the finalists."""
     groups = (PLAIN_TRIALS, FROZEN_TRIALS)
     trials = sum(len(group) + 1 for group in groups) + sum(1 + len(ABLATIONS[group]) for group in plan.ablations)
-    return trials + 1 + plan.seeds * (len(groups) + 1 + bool({*plan.ablations} - {PARTS}))
+    reported = 1 + plan.seeds * (len(groups) + 2)  # the base, the rivals, ADT, and ADT with more diversity
+    return trials + len(HELDOUT) * reported + plan.seeds * bool({*plan.ablations} - {PARTS})
 
 
 def _best(variants: Sequence[Variant], cells: Sequence[Cell]) -> Variant:
@@ -176,24 +198,24 @@ def _best(variants: Sequence[Variant], cells: Sequence[Cell]) -> Variant:
 
 def merit(cell: Cell) -> float:
     """Return the mean logarithm of the distances at 5, 10 and 20 sampler steps; lower is better."""
-    return statistics.fmean(log(cell.scores["ddim"][n].fd) for n in JUDGED)
+    return statistics.fmean(log(cell.scores[LEADING][n].fd) for n in JUDGED)
 
 
 def reference_scores(study: Study) -> dict[str, Any]:
-    """Score training images as if they had been generated: what no tuning can beat but by memorising."""
-    evaluator: Evaluator = study.evaluator
-    count = min(len(study.train), len(evaluator.noise))
-    return evaluator.score(study.train.images[:count], study.train.labels[:count], detect=True).as_dict()
+    """Score training images as if they had been generated."""
+    evaluator, train = study.evaluator, study.train
+
+    def scored(indices: Tensor) -> dict[str, Any]:
+        return evaluator.score(train.images[indices], train.labels[indices], detect=True).as_dict()
+
+    return floor(train.labels, evaluator.labels, scored)
 
 
-def values(results: dict[str, Any], run: str, figure: str, steps: int) -> list[float]:
-    """Return a figure of a run on the held-out split: one value per seed, the mean over the evaluation noises."""
-    found = []
-    for noises in results["heldout"][run]:
-        cells = [Cell.from_values(cell).scores["ddim"][steps] for cell in noises]
-        if all(getattr(scores, figure) is not None for scores in cells):
-            found.append(statistics.fmean(getattr(scores, figure) for scores in cells))
-    return found
+def values(results: dict[str, Any], run: str, figure: str, steps: int, grid: str = LEADING) -> list[float]:
+    """Return a figure of a run on the held-out split: one value per seed, the mean over the noises that it was measured for."""
+    scored = ([Cell.from_values(cell).scores[grid][steps] for cell in noises] for noises in results[HELDOUT[grid]][run])
+    measured = ([value for scores in noises if (value := getattr(scores, figure)) is not None] for noises in scored)
+    return [statistics.fmean(noises) for noises in measured if noises]
 
 
 def paragraphs(results: dict[str, Any]) -> Iterator[str]:
@@ -206,16 +228,23 @@ def paragraphs(results: dict[str, Any]) -> Iterator[str]:
         f"Written by `python -m benchmarks.miniature{option}` in `tests/` from [{name}.json]({name}.json). Every run cost as "
         f"much as {plan['units']:g} steps of plain training, counted in operations, warm-up included. Figures are means over "
         f"{plan['seeds']} seeds (each the mean over {len(NOISES)} evaluation noises of {plan['samples']} samples), with their "
-        "95 % bootstrap interval; held-out split, which has chosen nothing. DDIM, leading."
+        "95 % bootstrap interval; held-out split, which has chosen nothing. DDIM. Training images are scored as if they were "
+        "samples, as many of each digit, and show what a perfect model of the training data would come to."
     )
-    for steps in STEPS:
-        yield f"## {steps} sampler steps"
-        shown = [figure for figure in FIGURES if values(results, "ADT", figure, steps)]
-        rows = [[run, *(interval_text(values(results, run, figure, steps)) for figure in shown)] for run in results["heldout"]]
-        rows.append(["training images", *(f"{results['training images'][figure]:.3g}" for figure in shown)])
+    for (grid, name), steps in product(GRIDS.items(), STEPS):
+        yield f"## {steps} sampler steps, {name} grid"
+        shown = [figure for figure in FIGURES if values(results, "ADT", figure, steps, grid)]
+        rows = [
+            [run, *(interval_text(values(results, run, figure, steps, grid)) for figure in shown)]
+            for run in results[HELDOUT[grid]]
+        ]
+        rows.append([TRAINING, *(f"{results[TRAINING][figure]:.3g}" for figure in shown)])
         yield report.table(["run", *shown], rows)
     yield "## ADT against the others\n\nPaired over seeds: change of the Fréchet distance, and the exact sign-flip test's p."
-    yield report.table(["", *(f"{n} steps" for n in STEPS)], list(changes(results)))
+    yield from (
+        report.table([f"{name} grid", *(f"{n} steps" for n in STEPS)], list(changes(results, grid)))
+        for grid, name in GRIDS.items()
+    )
     yield "## Trials\n\nOne run each on the validation split; the best of each group went on."
     yield from (trials_table(results, name) for name in results["trials"])
 
@@ -226,18 +255,21 @@ def trials_table(results: dict[str, Any], group: str) -> str:
     return report.table(head, [trial_row(Cell.from_values(cell)) for cell in results["trials"][group]])
 
 
-def summary(results: dict[str, Any]) -> str:
-    """Return the table that README.md and docs/benchmarks.md show: means over the seeds, on the held-out split."""
-    head = ["from the plateau, for the same cost", *(f"FD@{n}" for n in JUDGED), *(f"well-formed@{n}" for n in JUDGED)]
-    head += ["recall@10", "told from real@10"]
+def summary(results: dict[str, Any], grid: str) -> str:
+    """Return the table of a grid that README.md and docs/benchmarks.md show: means over the seeds, on the held-out split."""
+    head = [f"{GRIDS[grid]} grid", *(f"FD@{n}" for n in JUDGED), *(f"well-formed@{n}" for n in JUDGED)]
+    head += ["recall@10", "pixel FD@10"]
     columns = [*(("fd", n, ".2f") for n in JUDGED), *(("well_formed", n, ".3f") for n in JUDGED)]
-    columns += [("recall", 10, ".3f"), ("detectability", 10, ".1%")]
+    columns += [("recall", 10, ".3f"), ("pixel_fd", 10, ".1f")]
     rows = [
-        [called(results, run), *(format(statistics.fmean(values(results, run, name, n)), form) for name, n, form in columns)]
-        for run in results["heldout"]
+        [
+            called(results, run),
+            *(format(statistics.fmean(values(results, run, name, n, grid)), form) for name, n, form in columns),
+        ]
+        for run in results[HELDOUT[grid]]
     ]
-    real = [format(results["training images"][name], form) for name, _, form in columns]
-    return report.table(head, [*rows, ["training images, for comparison", *real]])
+    real = [format(results[TRAINING][name], form) for name, _, form in columns]
+    return report.table(head, [*rows, [f"{TRAINING}, for comparison", *real]])
 
 
 def called(results: dict[str, Any], run: str) -> str:
@@ -247,7 +279,7 @@ def called(results: dict[str, Any], run: str) -> str:
 
 def trial_row(cell: Cell) -> list[str]:
     """One trial's figures."""
-    scores = cell.scores["ddim"]
+    scores = cell.scores[LEADING]
     return [
         cell.run,
         *(f"{scores[n].fd:.2f}" for n in STEPS),
@@ -258,44 +290,48 @@ def trial_row(cell: Cell) -> list[str]:
     ]
 
 
-def changes(results: dict[str, Any]) -> Iterator[list[str]]:
+def changes(results: dict[str, Any], grid: str) -> Iterator[list[str]]:
     """Rows: the distance of ADT, as it ships and at its best, against each other run's."""
-    for run, other in product(("ADT", BEST), ("base", PLAIN, FROZEN)):
-        if run not in results["heldout"]:
+    for run, other in product(("ADT", DIVERSE.name, BEST), ("base", PLAIN, FROZEN)):
+        if run not in results[HELDOUT[grid]]:
             continue
         row = [f"{run} against {other}"]
         for steps in STEPS:
-            ours, theirs = values(results, run, "fd", steps), values(results, other, "fd", steps)
+            ours, theirs = values(results, run, "fd", steps, grid), values(results, other, "fd", steps, grid)
             theirs = theirs * len(ours) if len(theirs) == 1 else theirs
             row.append(change_text(ours, theirs))
         yield row
 
 
-def pooled(found: Sequence[dict[str, Any]]) -> str:
-    """Return the table of docs/benchmarks.md of several bases together: ADT against its rivals, paired over all seeds."""
+def pooled(found: Sequence[dict[str, Any]], grid: str, run: str = "ADT") -> str:
+    """Return a grid's table of docs/benchmarks.md of several bases: a run against its rivals, paired over all seeds."""
     rows = []
     for other, (figure, text) in product((PLAIN, FROZEN), POOLED.items()):
         row = [f"{figure}, against {NAMES[other].partition(',')[0]}"]
         for steps in STEPS:
-            ours, theirs = ([x for results in found for x in values(results, run, figure, steps)] for run in ("ADT", other))
+            ours, theirs = (
+                [x for results in found for x in values(results, name, figure, steps, grid)] for name in (run, other)
+            )
             row.append(text(ours, theirs))
         rows.append(row)
-    pairs = sum(len(results["heldout"]["ADT"]) for results in found)
-    return report.table([f"ADT as it ships, {pairs} pairs", *(f"{steps} steps" for steps in STEPS)], rows)
+    pairs = sum(len(results[HELDOUT[grid]][run]) for results in found)
+    return report.table([f"{run}, {GRIDS[grid]} grid, {pairs} pairs", *(f"{steps} steps" for steps in STEPS)], rows)
 
 
 def draw_curves(results: dict[str, Any], path: Path) -> None:
-    """Distance and well-formed share against the number of sampler steps, a band over seeds."""
-    panels = {}
+    """Distance and well-formed share against the number of sampler steps, a band over seeds; a row for each grid."""
     labels = {"fd": "Fréchet distance, lower is better", "well_formed": "well-formed share, higher is better"}
-    for figure, label in labels.items():
-        lines = {}
-        for run, seeds in results["heldout"].items():
-            by_seed = zip(*(values(results, run, figure, steps) for steps in STEPS), strict=True)
-            lines[run] = [list(zip(map(float, STEPS), seed, strict=True)) for seed in by_seed]
-            assert len(lines[run]) == len(seeds)
-        panels[(label, "sampler steps")] = lines
-    pictures.curves(path, panels)
+    rows = []
+    for grid, name in GRIDS.items():
+        panels = {}
+        for figure, label in labels.items():
+            lines = {}
+            for run in results[HELDOUT[grid]]:
+                by_seed = zip(*(values(results, run, figure, steps, grid) for steps in STEPS), strict=True)
+                lines[run] = [list(zip(map(float, STEPS), seed, strict=True)) for seed in by_seed]
+            panels[(label, f"sampler steps, {name} grid")] = lines
+        rows.append(panels)
+    pictures.curves(path, *rows)
 
 
 def name_of(base: int) -> str:

@@ -26,6 +26,7 @@ from adt_plugin.demo import report
 from adt_plugin.demo.cli import positive
 from adt_plugin.options import add_adt_arguments, from_namespace
 from benchmarks import DOCUMENTS
+from benchmarks.floor import TRAINING
 from benchmarks.host_training import (
     FLAGS,
     FULL,
@@ -40,6 +41,7 @@ from benchmarks.host_training import (
     point_name,
     scored,
     trained,
+    training_figures,
 )
 from benchmarks.intervals import change_text, interval_text
 from benchmarks.store import CellStore, by_run, options_but, seed_of
@@ -64,6 +66,7 @@ BY_WEIGHT = ("--adt_grad_mask", "weighted")
 ONE_STEP = Recipe("ADT, one head step a turn", TURNS, LR, (*HEADS, "--adt_disc_steps", "1"))
 MID_START = Recipe("ADT, starts from .6 of the path", TURNS, LR, (*HEADS, "--adt_start_min", "0.6"))
 LATE_START = Recipe("ADT, starts from .8 of the path", TURNS, LR, (*HEADS, "--adt_start_min", "0.8"))
+DIVERSE = Recipe("ADT, diversity 10", TURNS, LR, (*HEADS, "--adt_diversity", "10"))
 WHOLE_PATH = Recipe("ADT, always the whole path", TURNS, LR, (*HEADS, "--adt_start_min", "1"))
 LEVERS = (
     ADT,
@@ -76,9 +79,10 @@ LEVERS = (
     MID_START,
     LATE_START,
     WHOLE_PATH,
+    DIVERSE,
 )
 """ADT as it ships, and with other values of some settings; frozen heads, too."""
-TWICE = (ADT, ONE_STEP, LATE_START, WHOLE_PATH, FROZEN_TRIALS[0])
+TWICE = (ADT, ONE_STEP, LATE_START, WHOLE_PATH, DIVERSE, FROZEN_TRIALS[0])
 """What a second seed is run of, to tell luck from difference."""
 CANDIDATES = tuple(recipe for recipe in TWICE if recipe not in FROZEN_TRIALS)
 """What ADT at its best is chosen from."""
@@ -137,6 +141,11 @@ class Bench:
         run = lambda: {"seconds": 0, "scores": scored(PLATEAU, split, 108 + seed, self.samples, file)}  # noqa: E731
         return self.stored(f"{split}: plateau, seed {seed}", seed, run)
 
+    def floor(self, split: str) -> dict[str, Any]:
+        """Score the images that the LoRA learnt from."""
+        run = lambda: {"seconds": 0, "scores": {TRAINING: training_figures(split, self.samples)}}  # noqa: E731
+        return self.stored(floor_label(split), (), run)
+
     def stored(self, label: str, settings: Any, measured: Any) -> dict[str, Any]:
         """Look a measurement up, or measure; say what came."""
         shared = (sorted(OPTIONS.items()), FLAGS, STYLE, IMAGES, self.samples, POINTS)
@@ -180,6 +189,17 @@ class Bench:
             self.cell(self.at_its_best(), seed, "heldout")
 
 
+def floor_label(split: str) -> str:
+    """Under which the training images' figures are stored."""
+    return f"{split}: {TRAINING}, seed 0"
+
+
+def floor_of(results: dict[str, Any]) -> dict[str, float]:
+    """Return the training images' figures on the held-out split from a store's label -> result."""
+    found: dict[str, float] = results[floor_label("heldout")]["scores"][TRAINING]
+    return found
+
+
 def store_of(host: Path, results: Path) -> CellStore:
     """Return the store of what a host has trained, in a JSON file."""
     return CellStore(results, f"LoRA, {host.name}")
@@ -204,17 +224,23 @@ def values(runs: dict[str, Any], run: str, point: str, figure: str) -> list[floa
     return [cell["scores"][point][figure] for cell in runs[run]]
 
 
-def paragraphs(runs: dict[str, Any], title: str = TITLE, command: str = "small_sd") -> Iterator[str]:
-    """The page `small_sd.md`, or another's."""
+def paragraphs(runs: dict[str, Any], floor: dict[str, float]) -> Iterator[str]:
+    """The page `small_sd.md`.
+
+    Args:
+        floor: the training images' figures, the same at every point.
+    """
     seeds, names = len(runs[ADT.name]), [point_name(*point) for point in POINTS]
-    yield f"# {title}"
+    yield f"# {TITLE}"
     yield (
-        f"Written by `python -m benchmarks.{command}` in `tests/`. Held-out split; means over "
+        f"Written by `python -m benchmarks.small_sd` in `tests/`. Held-out split; means over "
         f"{seeds} seeds (training and evaluation noise) with their 95 % bootstrap interval. "
-        "DDIM, leading. `3 @ 10`: guidance 3, 10 steps."
+        "DDIM, leading. `3 @ 10`: guidance 3, 10 steps. Training images are scored as if they were samples, as many of each "
+        "digit, and show what a perfect model of the training data would come to."
     )
     for point in names:
         rows = [[run, *(interval_text(values(runs, run, point, figure)) for figure in FIGURES)] for run in runs]
+        rows.append([TRAINING, *(f"{floor[figure]:.3g}" for figure in FIGURES)])
         yield f"## {point}\n\n" + report.table(["run", *FIGURES], rows)
     yield "## Changes of the Fréchet distance\n\nPaired over seeds, with the exact sign-flip test's p."
     distance = partial(values, runs, figure="fd")
@@ -245,12 +271,16 @@ def runs_beside_the_best(results: dict[str, Any]) -> dict[str, Any]:
     return shown | best if best else {}
 
 
-def summary(runs: dict[str, Any]) -> str:
-    """Return the table of docs/benchmarks.md: Fréchet distances, well-formed shares in brackets, means over the seeds."""
+def summary(runs: dict[str, Any], floor: dict[str, float]) -> str:
+    """Return the table of docs/benchmarks.md: Fréchet distances, well-formed shares in brackets, means over the seeds.
+
+    Args:
+        floor: the training images' figures, the same at every point.
+    """
     head = ["FD (well-formed share)", *SHOWN, "recall, 3 @ 10", "KID, 3 @ 10"]
     rows = [
         [run, *distances(cells), f"{mean(cells, '3 @ 10', 'recall'):.2f}", f"{mean(cells, '3 @ 10', 'kid'):.1f}"]
-        for run, cells in runs.items()
+        for run, cells in (runs | {f"{TRAINING}, for comparison": [{"scores": dict.fromkeys(SHOWN, floor)}]}).items()
     ]
     return report.table(head, rows)
 
@@ -344,8 +374,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if given.best:
             bench.run_at_its_best()
         return
-    runs = bench.run(given.seeds)
-    write_atomically(given.out / "small_sd.md", "\n\n".join(paragraphs(runs)) + "\n")
+    runs, floor = bench.run(given.seeds), bench.floor("heldout")
+    write_atomically(given.out / "small_sd.md", "\n\n".join(paragraphs(runs, floor["scores"][TRAINING])) + "\n")
 
 
 if __name__ == "__main__":

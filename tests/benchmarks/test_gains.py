@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from adt_plugin.demo.diffusion import LEADING, TRAILING
 from benchmarks import DOCUMENTS, gains, miniature, small_sd
 
 
@@ -26,15 +27,17 @@ def figures(fd: float) -> dict[str, float]:
 
 
 def test_every_bed_is_read_by_run_and_point() -> None:
-    """ADT has three quarters, a half and a quarter of plain training's distance on the three beds."""
-    scored = {run: {"DDIM, trailing": {str(n): figures(fd) for n in gains.STEPS}} for run, fd in (("ADT", 1), ("plain", 2))}
-    trailing = {f"heldout: {run}, seed 0": {"scores": scores} for run, scores in scored.items()}
-    small = {f"{small_sd.PLAIN}, lr 1": figures(4), small_sd.ADT.name: figures(1)}
-    runs = {run: [{"scores": dict.fromkeys(gains.GUIDED.values(), found)}] for run, found in small.items()}
+    """ADT has three quarters, a half and a quarter of plain training's distance, by grid and on the other bed."""
+    distances = {"ADT": {LEADING: 3.0, TRAILING: 2.0}, miniature.PLAIN: {LEADING: 4.0, TRAILING: 4.0}}
     found = json.loads((DOCUMENTS / "miniature.json").read_text(encoding="utf-8"))
-    for run, fd in (("ADT", 3.0), (miniature.PLAIN, 4.0)):
+    for run, by_grid in distances.items():
         for cell in (cell for noises in found["heldout"][run] for cell in noises):
-            for scores in cell["scores"]["ddim"].values():
-                scores |= {"fd": fd}
-    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in gains.table(found, trailing, runs).splitlines()[2:]]
+            cell["scores"] = {
+                grid: {steps: scores | {"fd": fd} for steps, scores in cell["scores"][LEADING].items()}
+                for grid, fd in by_grid.items()
+            }
+    small = {f"{small_sd.PLAIN}, lr 1": figures(4), small_sd.ADT.name: figures(1)}
+    runs = {run: [{"scores": dict.fromkeys(gains.GUIDED.values(), scores)}] for run, scores in small.items()}
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in gains.table([found, found], runs).splitlines()[2:]]
     assert [row[2] for row in rows] == ["-25 / -25 / -25 %", "-50 / -50 / -50 %", "-75 / -75 / -75 %"]
+    assert rows[0][0] == f"the miniature, leading grid, {2 * len(found['heldout']['ADT'])} seeds"

@@ -11,6 +11,7 @@ import pytest
 from adt_plugin.demo import evaluate
 from adt_plugin.demo.base import BASES
 from adt_plugin.demo.cells import Cell
+from adt_plugin.demo.diffusion import GRIDS
 from adt_plugin.demo.study import Setting, Study
 from adt_plugin.demo.variants import ADT, SHIPPED, Variant
 from benchmarks import miniature
@@ -64,7 +65,8 @@ def test_a_half_finished_bench_is_resumed_and_nothing_is_measured_twice(
     assert len(begun) == 5 and again == results
     write(results, tmp_path)
     page = (tmp_path / "miniature.md").read_text(encoding="utf-8")
-    assert page.count("| frozen heads") == 1 + 3 and "| ADT against frozen heads" in page  # a table, head and 2 trials
+    # a table of one number of steps for each grid, head and 2 trials
+    assert page.count("| frozen heads") == 2 + 3 and page.count("| ADT against frozen heads") == 2
     assert (tmp_path / "miniature.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -148,8 +150,9 @@ def test_the_finalists_had_the_best_figures_on_validation(published: dict):
 
 
 def test_the_summary_on_a_page_is_what_the_json_says(published: dict):
-    for page in ["docs/benchmarks.md", *(["README.md"] if published["plan"]["base"] == 0 else [])]:
-        assert miniature.summary(published) in (PUBLISHED.parents[1] / page).read_text(encoding="utf-8")
+    for grid in GRIDS:
+        for page in ["docs/benchmarks.md", *(["README.md"] if published["plan"]["base"] == 0 else [])]:
+            assert miniature.summary(published, grid) in (PUBLISHED.parents[1] / page).read_text(encoding="utf-8")
 
 
 def test_the_ablations_on_the_page_are_what_the_json_says(published: dict):
@@ -161,4 +164,5 @@ def test_the_ablations_on_the_page_are_what_the_json_says(published: dict):
 
 def test_the_table_of_both_bases_is_what_their_json_says():
     found = [json.loads((PUBLISHED / f"{name_of(base)}.json").read_text(encoding="utf-8")) for base in range(BASES)]
-    assert miniature.pooled(found) in (PUBLISHED.parent / "benchmarks.md").read_text(encoding="utf-8")
+    page = (PUBLISHED.parent / "benchmarks.md").read_text(encoding="utf-8")
+    assert all(miniature.pooled(found, grid) in page for grid in GRIDS)

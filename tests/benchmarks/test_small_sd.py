@@ -53,6 +53,21 @@ def test_the_lora_at_its_plateau_draws_the_asked_digits_in_the_new_style(few_ima
     assert found["fd"] < base["fd"] / 2  # the base knows the other style alone
 
 
+def test_training_images_are_nearer_to_held_out_ones_than_any_sample(monkeypatch: pytest.MonkeyPatch, few_images: None) -> None:
+    seen: list[int] = []
+
+    def figures(drawn: torch.Tensor, asked: torch.Tensor, split: str) -> dict[str, float]:
+        seen.append(len(drawn))
+        return scored(drawn, asked, split)
+
+    scored = host_training.figures
+    monkeypatch.setattr(host_training, "figures", figures)
+    found = host_training.training_figures("validation", 40)
+    assert seen and set(seen) == {40}
+    drawn = score(load_denoiser(PLATEAU), "validation", 1, 40, [(3.0, 5)])[point_name(3.0, 5)]
+    assert found["fd"] < drawn["fd"] and found["well_formed"] > 0.8 and found["novelty"] < 0.1
+
+
 def test_a_lora_of_another_model_is_refused(tmp_path: Path) -> None:
     other = {name.replace("down_blocks_0", "down_blocks_7"): part for name, part in load_file(PLATEAU).items()}
     save_file(other, tmp_path / "other.safetensors")
@@ -76,7 +91,8 @@ def runs() -> dict[str, list[dict[str, Any]]]:
 
 
 def test_the_page_has_every_point_and_the_paired_changes() -> None:
-    page = "\n".join(small_sd.paragraphs(runs()))
+    page = "\n".join(small_sd.paragraphs(runs(), dict.fromkeys(small_sd.FIGURES, 0.25)))
+    assert page.count("| training images |") == len(POINTS)
     assert all(f"## {point_name(*point)}\n" in page for point in POINTS)
     assert f"| {small_sd.ADT.name} against {small_sd.PLAIN} |" in page.replace("  ", " ")
     assert "+42 % (+33 to +50), p = 0.500" in page  # 3 over 2, and 4 over 3
@@ -85,7 +101,7 @@ def test_the_page_has_every_point_and_the_paired_changes() -> None:
 def test_the_table_of_the_last_mile_is_what_its_json_says() -> None:
     ((_, results),) = CellStore(DOCUMENTS / "small_sd.json").results().items()
     page = (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
-    assert small_sd.summary(small_sd.heldout_runs(results)) in page
+    assert small_sd.summary(small_sd.heldout_runs(results), small_sd.floor_of(results)) in page
 
 
 def test_adt_at_its_best_is_what_two_seeds_on_validation_chose_and_has_its_table() -> None:
@@ -98,7 +114,9 @@ def test_adt_at_its_best_is_what_two_seeds_on_validation_chose_and_has_its_table
     best = Stored(Path(group), CellStore(DOCUMENTS / "small_sd.json"), Path()).at_its_best()
     runs = small_sd.runs_beside_the_best(results)
     assert list(runs)[-1] == best.name and {len(cells) for cells in runs.values()} == {len(small_sd.BEST_SEEDS)}
-    assert small_sd.summary(runs) in (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+    assert small_sd.summary(runs, small_sd.floor_of(results)) in (DOCUMENTS.parent / "benchmarks.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_what_is_beside_the_best_is_of_its_seeds() -> None:

@@ -11,6 +11,7 @@ import pytest
 from adt_plugin.demo import cli
 from adt_plugin.demo.cli import demo_main
 from adt_plugin.demo.demo import CURVE_POINTS, DemoOptions, DemoResults, run_variant
+from adt_plugin.demo.diffusion import GRIDS
 from adt_plugin.demo.study import Setting, Study
 from adt_plugin.demo.variants import ADT, PLAIN
 from tiny_demo import stop_after
@@ -38,8 +39,11 @@ def demo(tmp_path: Path):
 def test_the_demo_writes_table_numbers_and_pictures_of_several_seeds_on_one_base(demo, capsys: pytest.CaptureFixture[str]):
     out = demo("--seeds", "2")
     printed = capsys.readouterr().out
-    rows = [line.split("|")[1].strip() for line in (out / "results.md").read_text(encoding="utf-8").splitlines()[2:]]
-    assert rows == ["base", PLAIN.name, "ADT"]
+    tables = (out / "results.md").read_text(encoding="utf-8").split("\n\n")
+    rows = [[line.split("|")[1].strip() for line in table.splitlines()] for table in tables]
+    assert [(found[0], found[2:]) for found in rows] == [
+        (f"{grid} grid", ["base", PLAIN.name, "ADT"]) for grid in GRIDS.values()
+    ]
     assert (out / "results.md").read_text(encoding="utf-8") in printed
     assert str(out) in printed and "figures mean nothing" in printed
     base, *tuned = json.loads((out / "results.json").read_text(encoding="utf-8"))["sections"]["demo"]

@@ -13,6 +13,7 @@ from adt_plugin.demo.metrics import (
     detectability,
     frechet_distance,
     gaussian_distance,
+    higher_half,
     kernel_distance,
     nearest_distance,
     precision_recall,
@@ -168,3 +169,11 @@ def test_only_sets_that_differ_are_told_apart(shift: float, low: float, high: fl
     found = detectability(real, gen + shift, steps=60)
     assert low <= found <= high
     assert found == detectability(real, gen + shift, steps=60)
+
+
+def test_a_ranking_is_judged_wherever_its_scores_lie():
+    real, gen = torch.tensor([5.0, 6.0, 7.0, 8.0]), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    for offset in (-100.0, 0.0, 100.0):
+        assert higher_half(real + offset, gen + offset) == 1.0
+        assert higher_half(gen + offset, real + offset) == 0.0
+    assert higher_half(torch.tensor([1.0, 4.0]), torch.tensor([2.0, 3.0])) == 0.5

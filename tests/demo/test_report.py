@@ -67,9 +67,8 @@ def test_tiles_are_laid_out_row_by_row():
 def test_pictures_are_written(tmp_path: Path):
     rows = {name: torch.zeros(12, 1, 28, 28) for name in ("base", "ADT", "third")}
     pictures.sample_rows(tmp_path / "deep" / "samples.png", [("5 steps", rows), ("10 steps", rows)])
-    pictures.curves(
-        tmp_path / "curves.png", {("title", "seconds"): {"ADT": [[(0.0, 2.0), (1.0, 1.0)], [(0.0, 3.0), (1.0, 1.5)]]}}
-    )
+    panel = {("title", "seconds"): {"ADT": [[(0.0, 2.0), (1.0, 1.0)], [(0.0, 3.0), (1.0, 1.5)]]}}
+    pictures.curves(tmp_path / "curves.png", panel, panel)
     for path in (tmp_path / "deep" / "samples.png", tmp_path / "curves.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
 
