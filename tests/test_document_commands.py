@@ -71,9 +71,10 @@ def python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pip(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check that extras exist."""
+    """Check that extras exist, and that no index is asked for this project, which is on none."""
     extras = toml.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert words[0] in ("install", "uninstall")
+    assert words[0] == "uninstall" or not any(re.match(r"adt[-_]plugin(?!.*@)", word) for word in words)
     assert {name for group in re.findall(r"\[([\w,]+)\]", " ".join(words)) for name in group.split(",")} <= set(extras)
 
 
