@@ -238,10 +238,15 @@ def combinations(cells: Sequence[Cell]) -> Iterator[str]:
     order = [script for family in FAMILIES for script in family.scripts]
     combined = sorted({(order.index(cell["trainer"]), cell["flag"]) for cell in cells})
     rows = (
-        [f"`{order[place]}`", f"`{flag}`", *(verdict(cells, column, order[place], flag) for column in known)]
+        [f"`{order[place]}`", f"`{typed(flag)}`", *(verdict(cells, column, order[place], flag) for column in known)]
         for place, flag in combined
     )
     yield from table(["trainer", "with", *map(head, known)], rows)
+
+
+def typed(flag: str) -> str:
+    """As a reader would type it: a word with a comma in quotes, which PowerShell wants."""
+    return " ".join(f'"{word}"' if "," in word and flag.startswith("--") else word for word in flag.split(" "))
 
 
 def forks(cells: Sequence[Cell]) -> Iterator[str]:

@@ -43,6 +43,17 @@ def commands_of(document: Path) -> list[Command]:
     return found
 
 
+def bare_commas(text: str) -> list[str]:
+    """Return the commands and options of a document, in code blocks or in a line of text, that have a comma outside of quotes.
+
+    PowerShell makes an array of it, and gives its elements to a program as separate arguments.
+    """
+    spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+    options = re.compile(r"(?<![\w-])--[a-z]")
+    shown = [line for line in [*code_lines(text), *spans] if options.search(line) or line.split(maxsplit=1)[0] in FIRST_WORDS]
+    return [line for line in shown if re.search(r"[^\s,],[^\s,]", re.sub(r'"[^"]*"|\s#.*', "", line))]
+
+
 def code_lines(text: str) -> list[str]:
     """Return the lines of all blocks that are indented or fenced as a shell's, those that end in a backslash joined."""
     lines: list[str] = []

@@ -18,7 +18,7 @@ from accelerate.commands.launch import launch_command_parser
 from adt_plugin import __main__ as command_line
 from adt_plugin.cost.cli import flattened
 from adt_plugin.host.families import FAMILIES
-from documents import REPOSITORY, Command, all_commands
+from documents import DOCUMENTS, REPOSITORY, Command, all_commands, bare_commas
 from tinyhost.run import host_environment
 
 COMMANDS = all_commands()
@@ -71,9 +71,10 @@ def python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pip(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check that extras exist."""
+    """Check that extras exist, and that no index is asked for this project, which is on none."""
     extras = toml.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert words[0] in ("install", "uninstall")
+    assert words[0] == "uninstall" or not any(re.match(r"adt[-_]plugin(?!.*@)", word) for word in words)
     assert {name for group in re.findall(r"\[([\w,]+)\]", " ".join(words)) for name in group.split(",")} <= set(extras)
 
 
@@ -114,6 +115,35 @@ def test_a_command_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch, cap
     with pytest.raises(SystemExit, match="2"):
         options_of(["cost", "--no_such"], monkeypatch)
     assert "unrecognized arguments: --no_such" in capsys.readouterr().err
+
+
+def name_of(document: Path) -> str:
+    return document.relative_to(REPOSITORY).as_posix()
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, REPOSITORY / "tests" / "gpu" / "README.md"], ids=name_of)
+def test_a_value_with_a_comma_is_quoted(document: Path) -> None:
+    """Quoted it is one value in every shell; PowerShell splits it where it is not."""
+    assert bare_commas(document.read_text(encoding="utf-8")) == []
+
+
+def test_a_comma_that_powershell_would_split_is_noticed() -> None:
+    page = """Give `--cfg 5,7` or `--cfg "5,7"`, `a, b` and `resolution = 1,2`:
+
+    adt compare --steps 1,2 \\
+      --seeds 8  # x,y
+
+    ... --resolution 512,512 \\
+      --adt
+
+    pip install -e ".[test,host]"
+
+```python
+f(--a,b)
+```
+"""
+    first, second, span = bare_commas(page)
+    assert first.startswith("adt compare --steps 1,2") and second.startswith("... --resolution") and span == "--cfg 5,7"
 
 
 # sd-scripts' own parsers

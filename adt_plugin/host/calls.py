@@ -80,7 +80,10 @@ class DenoiserCall:
         convention = self.convention
         latents = convention.pack(x).to(self.arguments[convention.latents].dtype)
         fixed = {place: value for place, value in convention.fixed.items() if place in self.arguments}
-        own = {convention.latents: latents, convention.timestep: convention.time(t)}
+        time = convention.time(t)
+        if convention.time_as_given:
+            time = time.to(self.arguments[convention.timestep].dtype)
+        own = {convention.latents: latents, convention.timestep: time}
         arguments = self.arguments | own | fixed
         args = [arguments[place] for place in sorted(place for place in arguments if isinstance(place, int))]
         kwargs = {place: value for place, value in arguments.items() if isinstance(place, str)}

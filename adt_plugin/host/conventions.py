@@ -51,6 +51,7 @@ class Convention:
         pack: latents `(B, C, h, w)` -> the tensor that the host hands over.
         unpack: (output, latents) -> prediction `(B, C, h, w)`, in the scheduler's convention.
         time: the scheduler's timesteps `(B,)` -> the host's.
+        time_as_given: the denoiser takes the precision of its own embedding from that of t: it has to be the host's.
         conditioning: (encoded prompt, the captured arguments) -> the arguments that depend on the prompt.
         fixed: arguments that are the same in every repeated call.
     """
@@ -60,6 +61,7 @@ class Convention:
     pack: Callable[[Tensor], Tensor] = same
     unpack: Callable[[Tensor, Tensor], Tensor] = same_prediction
     time: Callable[[Tensor], Tensor] = same
+    time_as_given: bool = False
     conditioning: Callable[[Sequence[Any], Arguments], Arguments] = nothing
     fixed: Mapping[Place, Any] = field(default_factory=dict)
 
@@ -164,6 +166,7 @@ ANIMA = Convention(
     pack=lambda latents: latents.unsqueeze(2),
     unpack=lambda output, latents: output.squeeze(2),
     time=lambda t: t / 1000,
+    time_as_given=True,
     conditioning=anima_conditioning,
 )
 

@@ -261,6 +261,39 @@ def test_every_preset_has_something_to_judge_by(sample: Path) -> None:
     assert keys["max_train_steps"] >= 2 * keys["sample_every_n_steps"]  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("sample", [path for path in SAMPLES if path.stem != "adt_only"], ids=lambda path: path.name)
+def test_no_preset_trains_larger_images_than_its_buckets_hold(sample: Path) -> None:
+    """sd-scripts ends there; its own limit is 1024 pixels."""
+    keys = keys_of(sample)
+    assert max(map(int, str(keys["resolution"]).split(","))) <= int(str(keys.get("max_bucket_reso", 1024)))
+
+
+def test_every_preset_is_in_the_guide_of_its_model() -> None:
+    guide = (REPOSITORY / "docs" / "guides" / "models.md").read_text(encoding="utf-8")
+    presets = [path.name for path in SAMPLES if path.stem != "adt_only"]
+    assert [name for name in presets if f"(../../sample_configs/{name})" not in guide] == []
+
+
+@pytest.mark.parametrize(
+    ("preset", "model"),
+    [
+        ("sd15_lora", "Stable Diffusion 1.5, 512 px"),
+        ("sd3_lora", "SD3-medium, 1024 px"),
+        ("flux_lora", "FLUX.1, 1024 px"),
+        ("lumina_lora", "Lumina Image 2.0, 1024 px"),
+        ("anima_lora", "Anima, 1024 px"),
+    ],
+)
+def test_the_table_of_the_guide_says_what_was_counted(preset: str, model: str) -> None:
+    guide, counted = (
+        (REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("guides/models.md", "benchmarks/cost.md")
+    )
+    rows = (list(map(str.strip, cells_of(line))) for line in counted.splitlines() if line.startswith(f"| {model} "))
+    ((run, peak),) = ((cells[7], cells[9]) for cells in rows if cells[1:4] == ["LoRA", "1", "defaults"])
+    (row,) = (list(map(str.strip, cells_of(line))) for line in guide.splitlines() if f"| [{preset}.toml]" in line)
+    assert row[2].split(" in ")[0] == f"{peak} GiB" and row[3] == run
+
+
 def test_the_preset_that_finishes_a_lora_goes_on_from_its_file_and_keeps_it() -> None:
     keys = keys_of(REPOSITORY / "sample_configs" / "sdxl_finish.toml")
     assert keys["dim_from_weights"] is True and "network_dim" not in keys and keys["adt_begin"] == 0

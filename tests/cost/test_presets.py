@@ -20,6 +20,9 @@ def card(preset: Path) -> int:
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_configs"
 PRESETS = sorted(SAMPLES.glob("*_*gb.toml"), key=card)
+WITHOUT_CARD = [SAMPLES / f"{model}_lora.toml" for model in ("chroma", "lumina", "anima")]
+"""Presets of one model each, which say what is counted for them."""
+GUIDE = SAMPLES.parent / "docs" / "guides" / "models.md"
 GIB, GB = 2**30, 10**9
 ROOM = 1.4
 """GB that a preset leaves for what is not counted."""
@@ -52,8 +55,15 @@ def test_no_preset_shrinks_what_it_shows_more_than_the_backbone_can_bear(preset:
     assert decoded / (config.image_size or BACKBONE_PIXELS) < 2.5
 
 
+@pytest.mark.parametrize("preset", WITHOUT_CARD, ids=lambda path: path.name)
+def test_the_guide_says_what_a_preset_says(preset: Path) -> None:
+    peak, run = said(preset)
+    row = f"| [{preset.name}](../../sample_configs/{preset.name}) | {peak:.2f} GiB | {run} x |"
+    assert row in GUIDE.read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
+@pytest.mark.parametrize("preset", [*PRESETS, *WITHOUT_CARD], ids=lambda path: path.name)
 def test_what_a_preset_says_is_what_is_counted(preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the true backbone, not the tiny one of these tests
     given = with_config_file(cost_parser(), ["--model", preset.name.partition("_")[0], "--config_file", str(preset)])
@@ -61,3 +71,16 @@ def test_what_a_preset_says_is_what_is_counted(preset: Path, monkeypatch: pytest
     peak = counted_peaks(workload, config).keeping(kept_graphs(config)) / GIB
     run = run_ratio(counted_parts(workload, config), config, given.max_train_steps)
     assert said(preset) == (pytest.approx(peak, abs=0.006), pytest.approx(run, abs=0.006))
+
+
+@pytest.mark.slow
+def test_what_is_counted_for_hunyuan_image_without_a_swap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    options = ["--model", "hunyuan", "--network_dim", "16", "--mixed_precision", "bf16", "--gradient_checkpointing"]
+    given = cost_parser().parse_args(options)
+    config, workload = options_of(given), workload_of(given)
+    peak = counted_peaks(workload, config).keeping(kept_graphs(config)) / GIB
+    run = run_ratio(counted_parts(workload, config), config, given.max_train_steps)
+    assert (peak, run) == (pytest.approx(36.70, abs=0.006), pytest.approx(1.37, abs=0.006))
+    assert "36.70 GiB without the swap | 1.37 x |" in GUIDE.read_text(encoding="utf-8")
+    assert "without it 36.70 GiB are counted" in (SAMPLES / "hunyuan_lora.toml").read_text(encoding="utf-8")

@@ -71,6 +71,14 @@ def test_flux_is_called_by_keywords_with_packed_latents_and_chromas_modulation_l
     assert torch.equal(seen["txt"], kwargs["txt"])
 
 
+def test_anima_takes_the_precision_of_its_embedding_from_the_time() -> None:
+    """In bf16 its blocks multiply that embedding by their weights with autocast off."""
+    given = (torch.randn(1, 16, 1, 4, 4, dtype=torch.bfloat16), SIGMA.bfloat16())
+    call = DenoiserCall.captured(Recorder(), given, {}, conventions.ANIMA, torch.no_grad)
+    call(torch.randn(1, 16, 4, 4), torch.tensor([500.0]))
+    assert [argument.dtype for argument in call.module.args] == [torch.bfloat16] * 2
+
+
 def test_an_argument_that_the_host_does_not_hand_over_is_not_invented() -> None:
     kwargs = {"img": conventions.pack_patches(torch.randn(1, 16, 4, 4)), "timesteps": SIGMA}
     call = DenoiserCall.captured(Recorder(), (), kwargs, conventions.FLUX, torch.no_grad)

@@ -71,6 +71,16 @@ def test_what_the_preset_adds_reaches_the_command_line_as_options_of_the_plugin(
     assert given.adt and from_namespace(given) == ADTConfig(memory="auto")
 
 
+def test_the_preset_samples_the_prompts_of_the_other_presets(tmp_path: Path) -> None:
+    """The field's text becomes the file that sd-scripts reads, which takes one prompt from every line."""
+    fields = loaded()
+    (tmp_path / "sample").mkdir()
+    written = Path(function_of("class_sample_images.py", "create_prompt_file")(fields["sample_prompts"], str(tmp_path)))
+    given = (PRESET.parent / "sample_prompts_1024.txt").read_text(encoding="utf-8")
+    assert written.read_text(encoding="utf-8").splitlines() == [line for line in given.splitlines() if line[0] != "#"]
+    assert fields["sample_every_n_steps"] > 0 and fields["sample_sampler"] == "euler"
+
+
 def test_the_gui_splits_at_spaces_and_takes_quotation_marks_out() -> None:
     """Why the documents say that no value may hold a space."""
     passing = function_of("common_gui.py", "run_cmd_advanced_training")
