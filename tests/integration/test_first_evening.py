@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from adtruns import rows
 from PIL import Image
 
 from benchmarks import host_training
@@ -84,12 +84,6 @@ def evening(host_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Evening
     return Evening(folder, plain, finished, from_nothing, compared)
 
 
-def turns_of(run: CompletedRun, name: str) -> list[dict[str, Any]]:
-    """The rows of a run's turns."""
-    rows = map(json.loads, (run.output_dir / f"{name}-adt.jsonl").read_text(encoding="utf-8").splitlines())
-    return [row for row in rows if row["event"] == "turn"]
-
-
 def test_the_lora_that_is_there_already_knows_nothing_of_adt(evening: Evening) -> None:
     assert "ADT" not in evening.plain.log
     assert not any("adt" in key for key in evening.plain.metadata("my_lora.safetensors"))
@@ -99,7 +93,7 @@ def test_the_finish_has_turns_from_its_first_step_on_and_leaves_the_first_file(e
     finish = evening.finish
     assert "ADT begins: 50 turns to come, of which the first 40 train the discriminator alone" in finish.log
     assert "ADT: the warm-up is over" in finish.log and "ADT ends: 50 turns took" in finish.log
-    assert [row["step"] for row in turns_of(finish, "my_lora_adt")] == list(range(50))
+    assert [row["step"] for row in rows(finish, "my_lora_adt")] == list(range(50))
     assert finish.metadata("my_lora_adt.safetensors")["ss_adt_weight"] == "5.0"
     before, after = evening.plain.saved("my_lora.safetensors"), finish.saved("my_lora_adt.safetensors")
     assert before.keys() == after.keys() and not all(torch.equal(before[name], after[name]) for name in before)
@@ -113,7 +107,7 @@ def test_a_whole_run_says_what_it_will_do_and_what_it_did(evening: Evening) -> N
     assert set(whole.saved("my_lora.safetensors")) == set(evening.plain.saved("my_lora.safetensors"))
     pictures = {path.name for path in whole.output_dir.glob("*.png")}
     assert pictures == {"my_lora-adt-progress.png", "my_lora-adt-000020.png", "my_lora-adt-000040.png"}
-    assert len(turns_of(whole, "my_lora")) == 45
+    assert len(rows(whole, "my_lora")) == 45
 
 
 def test_the_comparison_ends_with_a_verdict(evening: Evening) -> None:
