@@ -16,7 +16,19 @@ from adt_plugin.core.option import PREFIX, flag_of
 LEVELS = {
     "basic": ("weight", "begin", "cfg_scale", "memory", "backbone", "pictures_every"),
     "advanced": (
-        *("diversity", "lr", "every", "warmup", "steps", "start_min", "start_max", "decode_crop", "decoder", "decode_dtype", "offload"),
+        *(
+            "diversity",
+            "lr",
+            "every",
+            "warmup",
+            "steps",
+            "start_min",
+            "start_max",
+            "decode_crop",
+            "decoder",
+            "decode_dtype",
+            "offload",
+        ),
         *("flow_shift", "disc_lr", "disc_penalty", "disc_weights", "max_bad_turns", "profile", "seed"),
     ),
 }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -15,6 +17,11 @@ FIRST_WORDS = ("adt", "accelerate", "python", "venv/bin/python", "pip", "uv", "g
 
 PLACEHOLDER = re.compile(r"\.\.\..*?\.\.\.")
 """Words that stand for the reader's own options, between dots."""
+
+AGAIN = "... "
+"""What a line begins with that says the training command before it once more, with other options behind its own."""
+
+LAUNCH = ("accelerate", "launch")
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,16 @@ class Command:
 
 
 def commands_of(document: Path) -> list[Command]:
-    """Return the commands in the code blocks of a document, in order; `a && b` is two of them."""
+    """Return the commands in the code blocks of a document, in order; `a && b` is two of them.
+
+    A line that begins with `...` is the training command before it with these words behind; of an option the last one counts.
+    """
     name, found = document.relative_to(REPOSITORY).as_posix(), []
     for line in code_lines(document.read_text(encoding="utf-8")):
+        if line.startswith(AGAIN):
+            launch = [command for command in found if command.words[:2] == LAUNCH][-1]
+            found.append(Command(name, (*launch.words, *shlex.split(line.removeprefix(AGAIN), comments=True))))
+            continue
         line = PLACEHOLDER.sub("", line.removeprefix("!"))
         if line.split(maxsplit=1)[0] in FIRST_WORDS:
             found += [Command(name, tuple(part)) for part in split(shlex.split(line, comments=True))]
@@ -83,11 +97,49 @@ def all_commands() -> list[Command]:
     return [command for document in DOCUMENTS for command in commands_of(document)]
 
 
-def command_of(document: str, *beginning: str) -> Command:
-    """Return the only command of a document that begins with these words.
+def commands_like(document: str, *beginning: str, count: int) -> list[Command]:
+    """Return the commands of a document that begin with these words, in order.
 
-    Raises AssertionError where there is none, or more than one.
+    Raises AssertionError where there are not as many as are expected.
     """
     found = [command for command in commands_of(REPOSITORY / document) if command.words[: len(beginning)] == beginning]
-    assert len(found) == 1, f"{document} has {len(found)} commands that begin with {shlex.join(beginning)}"
-    return found[0]
+    assert len(found) == count, f"{document} has {len(found)} commands that begin with {shlex.join(beginning)}"
+    return found
+
+
+# The files between commands
+
+FILE = re.compile(r"[\w./~-]*\w\.(?:safetensors|toml|txt|json)")
+FOLDERS = ("--train_data_dir", "--reference", "-C")
+"""Options that name a folder to read from."""
+
+
+def values_of(words: tuple[str, ...]) -> dict[str, str]:
+    """Return the value of every option that has one; of several the last, as argparse does."""
+    return {word: after for word, after in pairwise(words) if word.startswith("-") and not after.startswith("-")}
+
+
+def read_by(command: Command) -> set[str]:
+    """Return the files that a command names, by whatever option and also as NAME=FILE, and the folders that it reads from."""
+    named = [word.partition("=")[2] or word for word in command.words]
+    values = values_of(command.words)
+    return {word for word in named if FILE.fullmatch(word)} | {values[option] for option in FOLDERS if option in values}
+
+
+def made_by(command: Command) -> set[str]:
+    """Return the file or folder that a command leaves behind."""
+    values = values_of(command.words)
+    if command.words[:2] == LAUNCH:
+        return {f"{values['--output_dir']}/{values['--output_name']}.safetensors"}
+    if command.words[:2] == ("git", "clone"):
+        return {command.words[-1]}
+    return {values["--out"]} if "--out" in values else set()
+
+
+def read_and_never_made(commands: Sequence[Command], own: set[str]) -> list[str]:
+    """Return what commands read that none before them has made and that the reader does not have, each with its command."""
+    there, missing = set(own), []
+    for command in commands:
+        missing += [f"{name} in {command}" for name in sorted(read_by(command) - there)]
+        there |= made_by(command)
+    return missing

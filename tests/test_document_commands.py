@@ -18,11 +18,21 @@ from accelerate.commands.launch import launch_command_parser
 from adt_plugin import __main__ as command_line
 from adt_plugin.cost.cli import flattened
 from adt_plugin.host.families import FAMILIES
-from documents import DOCUMENTS, REPOSITORY, Command, all_commands, bare_commas
+from documents import (
+    DOCUMENTS,
+    LAUNCH,
+    REPOSITORY,
+    Command,
+    all_commands,
+    bare_commas,
+    commands_of,
+    read_and_never_made,
+    read_by,
+)
 from tinyhost.run import host_environment
 
 COMMANDS = all_commands()
-LAUNCHED = [command for command in COMMANDS if command.words[:2] == ("accelerate", "launch")]
+LAUNCHED = [command for command in COMMANDS if command.words[:2] == LAUNCH]
 SCRIPTS = {script for family in FAMILIES for script in family.scripts}
 PRESETS = [path for path in sorted((REPOSITORY / "sample_configs").glob("*.toml")) if path.stem != "adt_only"]
 
@@ -144,6 +154,25 @@ f(--a,b)
 """
     first, second, span = bare_commas(page)
     assert first.startswith("adt compare --steps 1,2") and second.startswith("... --resolution") and span == "--cfg 5,7"
+
+
+# What the commands read and leave behind
+
+README = commands_of(REPOSITORY / "README.md")
+OWN = {"sd15.safetensors", "train", "my_run.toml"}
+"""What the README takes for granted: a base, training images, a file of a run's options."""
+
+
+def test_every_file_that_a_command_of_the_readme_reads_was_made_by_one_before_it() -> None:
+    assert read_and_never_made(README, OWN) == []
+    assert set().union(*map(read_by, README)) >= OWN | {"output/my_lora.safetensors", "output/my_lora_adt.safetensors"}
+
+
+def test_a_command_that_is_left_out_of_the_readme_is_noticed() -> None:
+    """The run that finishes a LoRA: what it would have made is missing in the comparison."""
+    without = [command for command in README if "--dim_from_weights" not in command.words]
+    (missing,) = read_and_never_made(without, OWN)
+    assert missing.startswith("output/my_lora_adt.safetensors in README.md: adt compare ")
 
 
 # sd-scripts' own parsers

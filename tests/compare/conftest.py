@@ -13,6 +13,7 @@ import torch
 from adt_plugin.compare.families import identify
 from adt_plugin.compare.models import load_pipeline
 from adt_plugin.compare.settings import NEUTRAL, Candidate, Prompt, Sampling, Settings
+from browser import find_browser
 from tiny_compare import attention_layers, parts_of, write_network
 from tinyhost.models import HostModel, TinyModel
 
@@ -54,3 +55,12 @@ def small(tmp_path: Path, tiny_sd: HostModel, tiny_lora: Path, tiny_images: Path
         dtype="float32",
         batch_size=6,
     )
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """A chromium; skips where there is none."""
+    found = find_browser()
+    if found is None:
+        pytest.skip("no chromium is installed: apt-get install chromium")
+    return found

@@ -137,7 +137,6 @@ def test_the_help_shows_an_example_and_every_group(capsys: pytest.CaptureFixture
         assert title in shown
 
 
-@pytest.mark.skipif(not (SMALL_SD / "model_index.json").is_file(), reason="the trained tiny SD is not in tests/assets yet")
 def test_the_trained_tiny_sd_is_told_from_its_ruins(tmp_path: Path, tiny_dino: Path) -> None:
     """Its training images are its own samples: a LoRA of noise is farther from them than the base."""
     from diffusers import UNet2DConditionModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
@@ -14,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from adt_plugin.compare.figures import number
+from adt_plugin.compare.figures import ARROWS, number, shown_metrics
 from adt_plugin.compare.grid import grid_picture
 from adt_plugin.compare.inputs import TrainingImage, read_references
 from adt_plugin.compare.page import HUES, Contents, embedded, page
-from adt_plugin.compare.scores import score_all
+from adt_plugin.compare.scores import Figure, Metric, score_all
 from adt_plugin.compare.settings import SCORED, Candidate, Prompt, Sampling, Settings, Shot
-from browser import browse, find_browser
+from adt_plugin.compare.verdict import headline
+from browser import browse, places
 
 COLOURS = {"base": (200, 30, 30), "plain": (30, 160, 30), "adt <b>": (30, 30, 200)}
 
@@ -137,24 +138,24 @@ def test_a_picture_of_many_prompts_shows_some_of_all(contents: Contents) -> None
 # A real browser
 
 
-@pytest.fixture(scope="session")
-def browser() -> str:
-    found = find_browser()
-    if found is None:
-        pytest.skip("no chromium is installed: apt-get install chromium")
-    return found
+@pytest.fixture
+def written(contents: Contents, tmp_path: Path) -> Path:
+    path = tmp_path / "comparison.html"
+    path.write_text(page(contents), encoding="utf-8")
+    return path
 
 
 @pytest.fixture
-def opened(browser: str, contents: Contents, tmp_path: Path) -> Callable[..., str]:
-    path = tmp_path / "comparison.html"
-    path.write_text(page(contents), encoding="utf-8")
-    return lambda *options: browse(browser, path, tmp_path, *options)
+def opened(browser: str, written: Path, tmp_path: Path) -> Callable[..., str]:
+    return lambda *options: browse(browser, written, tmp_path, *options)
 
 
-def test_a_browser_shows_verdict_table_and_images(opened: Callable[..., str], tmp_path: Path, contents: Contents) -> None:
+WINDOW = "--window-size=1400,2600"
+
+
+def test_a_browser_shows_the_images_in_columns(opened: Callable[..., str], tmp_path: Path) -> None:
     """Each candidate's images are of one colour: whole columns of it are on the screenshot, beneath their heading."""
-    opened("--window-size=1400,2600", f"--screenshot={tmp_path / 'page.png'}")
+    opened(WINDOW, f"--screenshot={tmp_path / 'page.png'}")
     picture = Image.open(tmp_path / "page.png").convert("RGB")
     assert picture.width == 1400
     masks = [Image.eval(distance(picture, colour), lambda value: 255 * (value < 8)) for colour in COLOURS.values()]
@@ -164,8 +165,35 @@ def test_a_browser_shows_verdict_table_and_images(opened: Callable[..., str], tm
     first_row = [mask.crop((0, top, 1400, top + 200)).getbbox() for mask in masks]
     columns = [(box[0], box[2]) for box in first_row if box]
     assert columns == sorted(columns) and [right - left for left, right in columns] == [208] * 3
-    dots = {colour for _, colour in picture.getcolors(1 << 22)}
-    assert {tuple(bytes.fromhex(hue[1:])) for hue in HUES[:3]} <= dots, "the candidates' colours in the table of figures"
+
+
+def test_a_browser_shows_verdict_and_figures(
+    browser: str, written: Path, opened: Callable[..., str], tmp_path: Path, contents: Contents
+) -> None:
+    """Every cell of the table has its text, as the browser says, and dark letters on light ground at its place."""
+    opened(WINDOW, "--blink-settings=preferredColorScheme=1", f"--screenshot={tmp_path / 'page.png'}")
+    picture = Image.open(tmp_path / "page.png").convert("RGB")
+    (verdict,) = places(browser, written, tmp_path, "#verdict .lead", WINDOW)
+    assert verdict.text == headline(contents.scores)
+    scope = contents.scores.scopes[0]
+    shown = shown_metrics(scope)
+    cells = places(browser, written, tmp_path, "div:not([hidden]) > .scroll:first-of-type > .figures :is(th, td)", WINDOW)
+    rows = [cells[first : first + 1 + len(shown)] for first in range(0, len(cells), 1 + len(shown))]
+    assert [cell.text for cell in rows[0]] == ["", *(f"{metric.title} {ARROWS[metric.better]}".strip() for metric in shown)]
+    for row, (name, figures) in zip(rows[1:], scope.figures.items(), strict=True):
+        assert [cell.text.splitlines()[0] for cell in row] == [name, *(value_of(figures, metric) for metric in shown)]
+    for place in [verdict, *cells[1:]]:
+        dark, light = picture.crop(place.box).convert("L").getextrema()
+        assert dark < 110 and light > 230, place
+    hues = [row[0] for row in rows[1:]]
+    for place, hue in zip(hues, HUES, strict=False):
+        colours = {colour for _, colour in picture.crop(place.box).getcolors(1 << 16)}
+        assert tuple(bytes.fromhex(hue[1:])) in colours, "the candidate's colour beside its name"
+
+
+def value_of(figures: Mapping[str, Figure], metric: Metric) -> str:
+    """What stands in a cell."""
+    return number(figures[metric.name].value, metric.digits) if metric.name in figures else "–"
 
 
 def distance(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:

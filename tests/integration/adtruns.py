@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adt_plugin import __version__
 from tinyhost.models import HostModel
-from tinyhost.run import CompletedRun, host_arguments, host_environment
+from tinyhost.run import OUTPUT_NAME, CompletedRun, host_arguments, host_environment
 from tinyhost.warm import run_warm
 
 NUMBERS = ("loss_g", "loss_d", "score_real", "score_gen", "grad_norm", "start")
@@ -40,18 +40,18 @@ def host_mentions(host_dir: Path, word: str) -> bool:
     return any(word in path.read_text(encoding="utf-8") for path in (host_dir / "library").glob("*.py"))
 
 
-def rows(run: CompletedRun) -> list[dict[str, Any]]:
-    """The turns' rows."""
-    lines = (run.output_dir / "tiny-adt.jsonl").read_text().splitlines()
+def rows(run: CompletedRun, name: str = OUTPUT_NAME) -> list[dict[str, Any]]:
+    """The rows of the turns that a run of this `--output_name` made."""
+    lines = (run.output_dir / f"{name}-adt.jsonl").read_text(encoding="utf-8").splitlines()
     return [row for row in map(json.loads, lines) if row["event"] == "turn"]
 
 
-def assert_trained_with_adt(run: CompletedRun, turns: int) -> None:
+def assert_trained_with_adt(run: CompletedRun, turns: int, name: str = OUTPUT_NAME) -> None:
     """The run ended, saved finite weights with metadata, and every turn after the warm-up gave a finite gradient."""
-    tensors = run.check().saved()
+    tensors = run.check().saved(f"{name}.safetensors")
     assert tensors and all(torch.isfinite(tensor.float()).all() for tensor in tensors.values())
-    assert run.metadata()["ss_adt_version"] == __version__
-    turn_rows = rows(run)
+    assert run.metadata(f"{name}.safetensors")["ss_adt_version"] == __version__
+    turn_rows = rows(run, name)
     assert [row["turn"] for row in turn_rows] == list(range(1, turns + 1))
     assert all(math.isfinite(row[name]) for row in turn_rows for name in NUMBERS)
     assert all(row["grad_norm"] > 0 and not row["skipped"] for row in turn_rows if not row["warmup"])

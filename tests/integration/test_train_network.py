@@ -112,6 +112,30 @@ def test_the_lora_loads_in_diffusers(launched: CompletedRun, tiny_sd: HostModel)
     assert not torch.allclose(pipeline.unet(latents, 10, embeds).sample, plain)
 
 
+# The recommended use: a LoRA that is there already is finished
+
+
+def test_a_lora_is_finished_under_another_name_at_its_own_rank(
+    run_tiny: TinyRun, adt_options: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    """As the README says it: the first run's command, whose `--network_dim` the file's own rank takes the place of."""
+    run_tiny("--network_dim", "6", "--network_alpha", "3", output_dir=tmp_path).check()
+    first = tmp_path / "tiny.safetensors"
+    before = first.read_bytes()
+    finish = ("--network_weights", first, "--dim_from_weights", *STEPS, "--adt_warmup", "2", "--output_name", "other")
+    finished = run_tiny("--network_dim", "4", *adt_options, *finish, output_dir=tmp_path)
+    assert_trained_with_adt(finished, turns=4, name="other")
+    assert [(row["step"], row["warmup"]) for row in rows(finished, "other")] == [(0, True), (1, True), (2, False), (3, False)]
+    assert first.read_bytes() == before
+    old, new = finished.saved(), finished.saved("other.safetensors")
+    assert {name: tensor.shape for name, tensor in new.items()} == {name: tensor.shape for name, tensor in old.items()}
+    assert {len(tensor) for name, tensor in new.items() if name.endswith("lora_down.weight")} == {6}
+    assert {float(tensor) for name, tensor in new.items() if name.endswith(".alpha")} == {3.0}
+    moved = {name: float((new[name] - old[name]).abs().max()) for name in old}
+    assert 0 < max(moved.values()) < 0.01, "four steps away from the first file, and not a network that begins at random"
+    assert {name.split("_")[1] for name, far in moved.items() if far > 0} == {"unet", "te"}
+
+
 # Off is off, and looking on changes nothing
 
 

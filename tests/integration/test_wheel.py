@@ -1,14 +1,15 @@
-"""What users install: a wheel, by pip, in a Python that knows nothing of the repository."""
+"""What users install, by pip, in a Python that knows nothing of this checkout: a wheel, or the repository by its address."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from adtruns import assert_trained_with_adt
-from installing import built, installed
+from adtruns import assert_trained_with_adt, slow
+from installing import REPOSITORY, built, installed, repository
 
 from adt_plugin import __version__
 from tinyhost.models import HostModel
@@ -22,12 +23,16 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="links need rights that 
 WHERE = "import sys; hook = sys.modules['adt_plugin_hook']; import adt_plugin; print(hook.__file__, adt_plugin.__file__)"
 
 
-@pytest.fixture(scope="module")
-def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` of an environment in which a wheel of the plugin is installed."""
+@pytest.fixture(scope="module", params=["wheel", slow("repository")])
+def scripts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of an environment in which the plugin is installed."""
     pytest.importorskip("pip")
-    folder = tmp_path_factory.mktemp("wheel")
-    return installed(built("wheel", folder / "built"), folder / "venv")
+    folder = tmp_path_factory.mktemp("installed")
+    if request.param == "wheel":
+        return installed(built("wheel", folder / "built"), folder / "venv")
+    if shutil.which("git") is None or not (REPOSITORY / ".git").exists():
+        pytest.skip("this is no git checkout")
+    return installed(repository(folder / "repository"), folder / "venv")
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def call(scripts: Path, host_dir: Path, tmp_path: Path) -> Call:
     return run
 
 
-def test_python_starts_with_the_wheels_own_hook(call: Call, scripts: Path) -> None:
+def test_python_starts_with_the_installed_hook(call: Call, scripts: Path) -> None:
     code, said, trouble = call("python", "-c", WHERE)
     assert (code, trouble) == (0, "")
     assert all(Path(file).is_relative_to(scripts.parent) for file in said.split()) and len(said.split()) == 2
@@ -53,7 +58,7 @@ def test_the_command_is_there_and_finds_the_hook(call: Call, host_dir: Path, tin
     assert f"adt_plugin {__version__} starts with this Python" in said
 
 
-def test_the_real_host_trains_with_an_installed_wheel(
+def test_the_real_host_trains_with_what_is_installed(
     call: Call, tiny_sd: HostModel, tiny_images: Path, adt_options: Options, tmp_path: Path
 ) -> None:
     arguments: Sequence[object] = (*host_arguments(SCRIPT, tiny_sd, tiny_images, tmp_path), *adt_options)
