@@ -95,11 +95,37 @@ def curves(path: Path, *rows: Mapping[tuple[str, str], Mapping[str, Sequence[Cur
     save(figure, path)
 
 
+def bars(path: Path, panels: Mapping[str, tuple[Sequence[str], Mapping[str, Sequence[float]], float]]) -> None:
+    """Draw a panel of bars for each title: groups by name, in each a bar of every run, and a line at what is best.
+
+    Args:
+        panels: title -> names of the groups, run -> its value in each group, and where the line is.
+    """
+    figure = new_figure(10.5, 3.2)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, (groups, runs, best)) in zip(axes, panels.items(), strict=True):
+        width = 0.8 / len(runs)
+        for place, (name, heights) in enumerate(runs.items()):
+            x = [group + width * (place - (len(runs) - 1) / 2) for group in range(len(groups))]
+            drawn = axis.bar(x, heights, width * 0.92, label=name, color=_colour(name))
+            axis.bar_label(drawn, fmt="%.1f", fontsize=7)
+        axis.axhline(best, color="black", linewidth=1, linestyle=":", label="training images")
+        axis.set_xticks(range(len(groups)), groups, fontsize=8)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=7, frameon=False)
+    save(figure, path)
+
+
+def _colour(name: str) -> str | None:
+    """Return the colour of a run in every picture; None takes the next of matplotlib's."""
+    return next((colour for begin, colour in COLOURS.items() if name.startswith(begin)), None)
+
+
 def _draw(axis: Axes, name: str, seeds: Sequence[Curve]) -> None:
     points = np.array(seeds)  # (seeds, points, 2)
     x, y = points.mean(axis=0).T
-    colour = next((colour for begin, colour in COLOURS.items() if name.startswith(begin)), None)
-    (line,) = axis.plot(x, y, marker="o", markersize=4, label=name, color=colour)
+    (line,) = axis.plot(x, y, marker="o", markersize=4, label=name, color=_colour(name))
     axis.fill_between(x, points[..., 1].min(axis=0), points[..., 1].max(axis=0), alpha=0.2, color=line.get_color())
 
 

@@ -1,17 +1,23 @@
-"""README.md's first table: what ADT as it ships gains and costs on both beds, against plain training for the same cost."""
+"""README.md's first table and picture: what ADT as it ships changes on both beds, against plain training for the same cost.
+
+cd tests && python -m benchmarks.gains    prints the table, and draws docs/benchmarks/gains.png
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from adt_plugin.demo import report
+from adt_plugin.demo import pictures, report
 from adt_plugin.demo.base import BASES
 from adt_plugin.demo.diffusion import GRIDS
 from benchmarks import DOCUMENTS, miniature, small_sd
+from benchmarks.floor import TRAINING
 from benchmarks.intervals import paired_change
 from benchmarks.store import CellStore
 
@@ -44,37 +50,86 @@ def difference(ours: list[float], theirs: list[float]) -> str:
     return "0.00" if text in ("+0.00", "-0.00") else text
 
 
-def table(bases: Sequence[dict[str, Any]], runs: dict[str, Any]) -> str:
-    """Return the table from the results of the miniature, one for each base, and those of the small Stable Diffusion."""
-    plain = next(name for name in runs if name.startswith(small_sd.PLAIN))
+@dataclass(frozen=True)
+class Beds:
+    """The published results of both beds.
 
-    def on_grid(grid: str, run: str, steps: int, figure: str) -> list[float]:
-        return [value for found in bases for value in miniature.values(found, run, figure, steps, grid)]
+    Attributes:
+        bases: of the miniature, one for each base.
+        runs: of the small Stable Diffusion on the held-out split, by run and seed.
+        floor: what its training images score.
+    """
 
-    seeds = sum(len(found["heldout"]["ADT"]) for found in bases)
-    miniatures = {
-        f"the miniature, {name} grid, {seeds} seeds": (
+    bases: Sequence[dict[str, Any]]
+    runs: dict[str, Any]
+    floor: dict[str, float]
+
+    @property
+    def plain(self) -> str:
+        """The small Stable Diffusion's name for plain training."""
+        return next(name for name in self.runs if name.startswith(small_sd.PLAIN))
+
+    @property
+    def seeds(self) -> int:
+        """Of the miniature, over its bases."""
+        return sum(len(found["heldout"]["ADT"]) for found in self.bases)
+
+    def on_grid(self, grid: str, run: str, steps: int, figure: str) -> list[float]:
+        """Return a figure of a run of the miniature by seed, over its bases."""
+        return [value for found in self.bases for value in miniature.values(found, run, figure, steps, grid)]
+
+    def guided(self, run: str, point: str, figure: str) -> list[float]:
+        """Return a figure of a run of the small Stable Diffusion by seed."""
+        return small_sd.values(self.runs, run, point, figure)
+
+
+def table(beds: Beds) -> str:
+    """Return README.md's first table."""
+    miniatures = [
+        (
+            f"the miniature, {name} grid, {beds.seeds} seeds",
             f"{slashed(STEPS)} steps",
-            *row(partial(on_grid, grid), "ADT", miniature.PLAIN, STEPS),
+            *row(partial(beds.on_grid, grid), "ADT", miniature.PLAIN, STEPS),
         )
         for grid, name in GRIDS.items()
-    }
-    beds = miniatures | {
-        f"a LoRA of the small Stable Diffusion, {len(runs[small_sd.ADT.name])} seeds": (
-            f"guidance {slashed(GUIDED)}",
-            *row(partial(small_sd.values, runs), small_sd.ADT.name, plain, GUIDED.values()),
-        ),
-    }
+    ]
+    lora = (
+        f"a LoRA of the small Stable Diffusion, {len(beds.runs[small_sd.ADT.name])} seeds",
+        f"guidance {slashed(GUIDED)}",
+        *row(beds.guided, small_sd.ADT.name, beds.plain, GUIDED.values()),
+    )
     head = ["from the plateau, at about equal cost", "sampled with", "Fréchet distance", "well-formed share", "recall"]
-    return report.table(head, [[name, *cells] for name, cells in beds.items()])
+    return report.table(head, [lora, *miniatures])
 
 
-def published() -> str:
-    """Return the table from the published JSON files."""
+def draw(beds: Beds, path: Path) -> None:
+    """Draw how far plain training and ADT are from real images on both beds, and how near training images come."""
+
+    def means(values: Values, runs: dict[str, str], points: Iterable[Any]) -> dict[str, list[float]]:
+        points = list(points)
+        return {shown: [statistics.fmean(values(run, point, "fd")) for point in points] for shown, run in runs.items()}
+
+    guided = means(beds.guided, {"plain training": beds.plain, "ADT": small_sd.ADT.name}, GUIDED.values())
+    miniatures = {"plain training": miniature.PLAIN, "ADT": "ADT"}
+    by_grid = [means(partial(beds.on_grid, grid), miniatures, STEPS) for grid in GRIDS]
+    groups = [f"{steps} steps,\n{name}" for name in GRIDS.values() for steps in STEPS]
+    both = {run: [value for found in by_grid for value in found[run]] for run in miniatures}
+    nearest = statistics.fmean(found[TRAINING]["fd"] for found in beds.bases)
+    guidances = [f"guidance {name}" for name in GUIDED]
+    panels = {
+        "Distance to real images: a LoRA of the small Stable Diffusion": (guidances, guided, beds.floor["fd"]),
+        "Distance to real images: the miniature, without guidance": (groups, both, nearest),
+    }
+    pictures.bars(path, panels)
+
+
+def published() -> Beds:
+    """Read the published JSON files."""
     ((_, results),) = CellStore(DOCUMENTS / "small_sd.json").results().items()
     bases = [json.loads((DOCUMENTS / f"{miniature.name_of(base)}.json").read_text(encoding="utf-8")) for base in range(BASES)]
-    return table(bases, small_sd.heldout_runs(results))
+    return Beds(bases, small_sd.heldout_runs(results), small_sd.floor_of(results))
 
 
 if __name__ == "__main__":
-    print(published())
+    draw(published(), DOCUMENTS / "gains.png")
+    print(table(published()))

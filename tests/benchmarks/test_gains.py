@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from adt_plugin.demo.diffusion import LEADING, TRAILING
 from benchmarks import DOCUMENTS, gains, miniature, small_sd
 
 
 def test_the_table_is_what_the_json_says() -> None:
-    assert gains.published() in (DOCUMENTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert gains.table(gains.published()) in (DOCUMENTS.parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_changes_are_paired_and_differences_have_no_sign_at_zero() -> None:
@@ -26,7 +27,7 @@ def figures(fd: float) -> dict[str, float]:
     return dict.fromkeys(gains.FIGURES, 0.5) | {"fd": fd}
 
 
-def test_every_bed_is_read_by_run_and_point() -> None:
+def test_every_bed_is_read_by_run_and_point(tmp_path: Path) -> None:
     """ADT has three quarters, a half and a quarter of plain training's distance, by grid and on the other bed."""
     distances = {"ADT": {LEADING: 3.0, TRAILING: 2.0}, miniature.PLAIN: {LEADING: 4.0, TRAILING: 4.0}}
     found = json.loads((DOCUMENTS / "miniature.json").read_text(encoding="utf-8"))
@@ -36,8 +37,12 @@ def test_every_bed_is_read_by_run_and_point() -> None:
                 grid: {steps: scores | {"fd": fd} for steps, scores in cell["scores"][LEADING].items()}
                 for grid, fd in by_grid.items()
             }
+    found[miniature.HELDOUT[TRAILING]] = found["heldout"]
     small = {f"{small_sd.PLAIN}, lr 1": figures(4), small_sd.ADT.name: figures(1)}
     runs = {run: [{"scores": dict.fromkeys(gains.GUIDED.values(), scores)}] for run, scores in small.items()}
-    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in gains.table([found, found], runs).splitlines()[2:]]
-    assert [row[2] for row in rows] == ["-25 / -25 / -25 %", "-50 / -50 / -50 %", "-75 / -75 / -75 %"]
-    assert rows[0][0] == f"the miniature, leading grid, {2 * len(found['heldout']['ADT'])} seeds"
+    beds = gains.Beds([found, found], runs, figures(0.5))
+    gains.draw(beds, tmp_path / "gains.png")
+    assert (tmp_path / "gains.png").read_bytes().startswith(b"\x89PNG")
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in gains.table(beds).splitlines()[2:]]
+    assert [row[2] for row in rows] == ["-75 / -75 / -75 %", "-25 / -25 / -25 %", "-50 / -50 / -50 %"]
+    assert rows[1][0] == f"the miniature, leading grid, {2 * len(found['heldout']['ADT'])} seeds"
