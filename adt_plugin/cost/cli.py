@@ -11,6 +11,7 @@ from typing import Any
 import toml
 import torch
 
+from adt_plugin.core.builds import check_torchvision
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.forecast import as_sampled, total, turn_shares
@@ -60,6 +61,7 @@ def cost_main(argv: Sequence[str], prog: str = "adt cost") -> None:
     parser = cost_parser(prog)
     try:
         given = with_config_file(parser, argv)
+        check_torchvision()
         print_report(given)
     except (ConfigError, OSError, toml.TomlDecodeError) as error:
         raise SystemExit(f"adt_plugin: {error}") from error
