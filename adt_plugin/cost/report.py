@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.forecast import Parts, mean_turn, run_ratio, total
-from adt_plugin.core.run.monitor import CAPTION_HEIGHT, MAX_PAIRS
+from adt_plugin.core.run.monitor import CAPTION_HEIGHT, CAPTIONS, MAX_PAIRS
 from adt_plugin.core.run.story import duration
-from adt_plugin.core.run.strip import LINE, SIDE
+from adt_plugin.core.run.strip import LINE, PANEL_LINES, SIDE
 from adt_plugin.core.schedule import TurnSchedule
 from adt_plugin.cost.count import Peaks
 from adt_plugin.cost.measure import Base, Measured
@@ -114,10 +114,10 @@ def rows_and_pictures(workload: Workload, config: ADTConfig, steps: int) -> tupl
     if not config.pictures_every:
         return turns * ROW, 0
     window = min(config.decode_crop or workload.pixels, workload.pixels)
-    pairs = min(workload.batch, MAX_PAIRS) * window * 2 * (window + CAPTION_HEIGHT)
+    pairs = min(workload.batch, MAX_PAIRS) * window * (2 * window + CAPTIONS * CAPTION_HEIGHT)
     count = turns // config.pictures_every
     panels = count + 2  # the training image, and one before the first turn
-    return turns * ROW, 3 * (count * pairs + panels * SIDE * (SIDE + 3 * LINE))
+    return turns * ROW, 3 * (count * pairs + panels * SIDE * (SIDE + PANEL_LINES * LINE))
 
 
 def time_labels(parts: Parts, config: ADTConfig, steps: int) -> list[str]:
