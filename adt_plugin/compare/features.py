@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adt_plugin.compare.memory import memory_for
+from adt_plugin.core.builds import check_torchvision
 from adt_plugin.core.discriminator.loaders import plain_processor
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.hub import download_command
@@ -35,6 +36,7 @@ class Embedder:
     """
 
     def __init__(self, name: str, device: str) -> None:
+        check_torchvision()
         import transformers
 
         auto: Any = transformers  # partly untyped

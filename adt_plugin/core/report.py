@@ -35,7 +35,8 @@ class TurnReport:
         skipped: a gradient of either side was not finite, in any process, and both sides' were dropped in all.
         seconds: wall time per stage, if the configuration asks for it.
         kid, spread: how the last windows of this process compare as sets (`WindowSets`); NaN while they are few.
-        gen, real, scores: `(B, 3, H, W)` images and per-pair scores of generated images `(B,)`, for pictures.
+        gen, real, scores: `(B, 3, H, W)` images, and scores `(B,)` of the generated ones as the generator's loss has them.
+        pairs: per-pair scores `(2, B)` of generated and of real images as the discriminator's loss has them, for pictures.
     """
 
     turn: int
@@ -57,6 +58,7 @@ class TurnReport:
     gen: Tensor = field(repr=False)
     real: Tensor = field(repr=False)
     scores: Tensor = field(repr=False)
+    pairs: Tensor = field(repr=False)
     kid: float = float("nan")
     spread: float = float("nan")
 

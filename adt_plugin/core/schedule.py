@@ -7,7 +7,8 @@ batches, and so several turns. The warm-up is counted in turns, everything else 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from adt_plugin.core.config import ADTConfig, RunConfig, TurnConfig
@@ -66,8 +67,12 @@ class TurnSchedule:
             steps: optimizer steps of the whole run, those behind a resumed state included.
             batches_per_step: gradient accumulation.
         """
-        warmup_steps, adversarial = -(-config.warmup // batches_per_step), adversarial_begin(config, steps)
-        return cls(config.warmup, config.every, max(0, adversarial - warmup_steps), adversarial)
+        return cls.ending_warmup(adversarial_begin(config, steps), config.warmup, config.every, batches_per_step)
+
+    @classmethod
+    def ending_warmup(cls, adversarial: int, warmup: int, every: int, batches_per_step: int) -> TurnSchedule:
+        """Return the schedule whose warm-up ends at the step `adversarial`, or later where it is too long for that."""
+        return cls(warmup, every, max(0, adversarial - _ceil(warmup, batches_per_step)), adversarial)
 
     def phase(self, step: int, turns: int) -> Phase:
         """Return the phase of the next batch.
@@ -124,18 +129,42 @@ class TurnSchedule:
         if self.count(steps, batches_per_step, step, turns).adversarial == 0:
             raise ConfigError(
                 f"--adt_begin, --adt_warmup {self.warmup} and --adt_every {self.every} leave no turn of this run to the "
-                f"adversarial gradient: {self._way_out(steps, batches_per_step, step)}"
+                f"adversarial gradient: {self._way_out(steps, batches_per_step, step, turns)}"
             )
 
-    def _way_out(self, steps: int, batches_per_step: int, step: int) -> str:
-        """Say which of the three to lower: the first that alone is too much for the run."""
-        end = step + steps
-        if self.begin >= end:
-            return f"lower --adt_begin, which comes after the run's last step ({end})."
-        left = end - max(step, self.begin)
-        if left * batches_per_step <= self.warmup:
-            return f"lower --adt_warmup to about a tenth of the {left} steps that are left for both, or train longer."
-        return f"lower --adt_every: the run ends at step {end}."
+    def _way_out(self, steps: int, batches_per_step: int, step: int, turns: int) -> str:
+        """Say which of the three to lower together, and to what: the fewest that will do; arguments as for `count`."""
+        for names in LOWERED:
+            changed = self._lowered(names, steps, batches_per_step, step, turns)
+            if changed.count(steps, batches_per_step, step, turns).adversarial:
+                values = {"begin": f"step {changed.adversarial}", "warmup": str(changed.warmup), "every": str(changed.every)}
+                lower = " and ".join(f"--adt_{name} to {values[name]}" for name in names)
+                return f"lower {lower}, or train longer (the run ends at step {step + steps})."
+        return f"train longer (the run ends at step {step + steps})."
+
+    def _lowered(self, names: Sequence[str], steps: int, batches_per_step: int, step: int, turns: int) -> TurnSchedule:
+        """Return the schedule with these options low enough for a run, as far as each can help; other arguments as for `count`.
+
+        The adversarial part gets the last tenth of what is to come, and the warm-up as much.
+        """
+        end, tenth = step + steps, steps // 10
+        adversarial, warmup, every = max(self.begin, self.adversarial), self.warmup, self.every
+        if "begin" in names:
+            adversarial = min(adversarial, end - max(1, tenth))
+        if "warmup" in names:
+            warmup = min(warmup, turns + tenth * batches_per_step)
+        changed = TurnSchedule.ending_warmup(adversarial, warmup, every, batches_per_step)
+        if "every" in names:  # among so many steps there is one whose number is a multiple
+            warm = max(step, changed.begin) + _ceil(max(0, warmup - turns), batches_per_step)
+            every = max(1, min(every, end - max(warm, adversarial)))
+        return replace(changed, every=every)
+
+
+LOWERED = (
+    *(("every",), ("warmup",), ("begin",)),
+    *(("warmup", "every"), ("begin", "every"), ("begin", "warmup"), ("begin", "warmup", "every")),
+)
+"""Options that are lowered together for a run without an adversarial turn; the first that help are named."""
 
 
 def adversarial_begin(config: RunConfig, steps: int) -> int:
@@ -173,9 +202,14 @@ class AdversarialRate:
         return self.share * min(1.0, 2 * max(0.0, left))
 
 
+def _ceil(number: int, of: int) -> int:
+    """Return how many parts of this size hold the number."""
+    return -(-number // of)
+
+
 def _multiples_below(end: int, of: int) -> int:
     """Count the multiples of `of` in 0..end - 1."""
-    return -(-end // of)
+    return _ceil(end, of)
 
 
 def start_range(config: TurnConfig) -> tuple[int, int]:

@@ -59,11 +59,11 @@ def discriminator_gradients(
         penalty: weight of the scores' mean squared slope; it is not part of the L_D that is returned.
 
     Returns:
-        L_D and the mean scores of real and of generated pairs, all 0-dim.
+        L_D, 0-dim, and the scores of real and of generated pairs, `(B,)`; none has a graph.
     """
     score_real, score_gen = discriminator.scores(features)
     loss_d = loss.discriminator(score_real, score_gen)
     discriminator.zero_grad(set_to_none=True)
     torch.autograd.backward(loss_d + penalty * discriminator.roughness(features, score_real, score_gen) if penalty else loss_d)
     all_reduce_gradients(discriminator.parameters())
-    return loss_d.detach(), score_real.detach().mean(), score_gen.detach().mean()
+    return loss_d.detach(), score_real.detach(), score_gen.detach()

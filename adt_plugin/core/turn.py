@@ -206,11 +206,12 @@ class AdversarialTurn:
         with clock.naming_the_stage(), preserved_rng(), torch.enable_grad(), clock.stage("discriminator"):
             overflows = sound and overflowed is not None and self._overflows(overflowed())
             self._step_heads(seen.features, sound and not overflows)
-        values = {"loss_g": seen.loss_g, "loss_d": loss_d, "score_real": score_real, "score_gen": score_gen}
+        values = {"loss_g": seen.loss_g, "loss_d": loss_d, "score_real": score_real.mean(), "score_gen": score_gen.mean()}
         values |= {"distance": feature_distance(*windows)}
+        pairs = torch.stack([score_gen, score_real])
         outcome = Outcome(start, scale_of(denoiser), sound, overflows)
         with clock.naming_the_stage():
-            return self._report(outcome, values, gradients, clock, seen, torch.stack(windows))
+            return self._report(outcome, values, gradients, clock, seen, torch.stack(windows), pairs)
 
     def _guided(self, denoiser: Denoiser, unroll_denoiser: Denoiser) -> tuple[Denoiser, Denoiser]:
         """Return both at one guidance scale w ~ U[low, high], the same on every process; as they are without a range."""
@@ -339,6 +340,7 @@ class AdversarialTurn:
         clock: StageClock,
         seen: Seen,
         windows: Tensor,
+        pairs: Tensor,
     ) -> TurnReport:
         """Count the turn, unless it is of the warm-up and taught nothing, and fetch all that leaves the device at once."""
         zero, diffusion = torch.zeros_like(values["loss_d"]), self.balance.diffusion.value
@@ -364,6 +366,7 @@ class AdversarialTurn:
             gen=seen.gen,
             real=seen.real,
             scores=seen.scores,
+            pairs=pairs,
             kid=self.windows.kid,
             spread=self.windows.spread,
             **numbers,

@@ -11,6 +11,7 @@ from typing import Any
 import toml
 import torch
 
+from adt_plugin.core.builds import check_torchvision
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.forecast import as_sampled, total, turn_shares
@@ -23,6 +24,7 @@ from adt_plugin.cost.detect import detect
 from adt_plugin.cost.measure import device_name, measure_base, measure_turn, one_thread, prepared
 from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.report import Measurement, answers, report
+from adt_plugin.cost.savings import savings
 from adt_plugin.cost.workbench import Workload
 from adt_plugin.options import add_adt_arguments, from_namespace, reject_unknown_keys
 
@@ -41,11 +43,14 @@ HOST_DEFAULTS: dict[str, Any] = {
 }
 """Values of the host's keys that a `--config_file` leaves out."""
 
-UNCOUNTED = (
+LIGHTER = (
     *("fp8_base", "fp8_base_unet", "fp8_scaled", "blocks_to_swap", "use_8bit_adam", "optimizer_type", "fused_backward_pass"),
-    *("cpu_offload_checkpointing", "train_text_encoder", "torch_compile", "masked_loss"),
+    *("cpu_offload_checkpointing", "unsloth_offload_checkpointing"),
 )
-"""The host's keys that change what a run needs, and that the count leaves out; it knows AdamW."""
+"""The host's keys with which a run needs less memory; `savings` counts some of them."""
+
+UNCOUNTED = (*LIGHTER, "train_text_encoder", "torch_compile", "masked_loss")
+"""The host's keys that change what a run needs, and that the count leaves out, but for those of `savings`; it knows AdamW."""
 
 
 def cost_main(argv: Sequence[str], prog: str = "adt cost") -> None:
@@ -56,6 +61,7 @@ def cost_main(argv: Sequence[str], prog: str = "adt cost") -> None:
     parser = cost_parser(prog)
     try:
         given = with_config_file(parser, argv)
+        check_torchvision()
         print_report(given)
     except (ConfigError, OSError, toml.TomlDecodeError) as error:
         raise SystemExit(f"adt_plugin: {error}") from error
@@ -67,10 +73,24 @@ def print_report(given: argparse.Namespace) -> None:
     if not sys.stderr.isatty():  # a notebook, a log: no line that is written over
         print(f"counting {workload.size.title}, which can take a minute ...", file=sys.stderr, flush=True)
     parts, peaks = counted(workload, config, working)
+    saved = savings(workload, asked(given))
+    peaks, open_end = peaks.less(sum(saved.values())), bool(set(LIGHTER) & set(uncounted(given, saved)))
     measured = measurement(workload, config, torch.device(given.device), given.repeats) if given.measure else None
     steps = given.max_train_steps
-    lines = [*report(workload, config, steps, parts, peaks, measured), *answers(workload, config, steps, peaks, measured)]
-    print("\n".join([*lines, *notes(given, workload, config)]))
+    lines = [*report(workload, config, steps, parts, peaks, measured)]
+    lines += answers(workload, config, steps, peaks, measured, sum(saved.values()), open_end)
+    print("\n".join([*lines, *notes(given, workload, config, saved)]))
+
+
+def asked(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the host's options of `UNCOUNTED` that the run sets, from the command line or the file."""
+    found = {name: getattr(given, name, None) or given.keys.get(name) for name in UNCOUNTED}
+    return {name: value for name, value in found.items() if value and str(value).lower() != "adamw"}
+
+
+def uncounted(given: argparse.Namespace, saved: Mapping[str, int]) -> list[str]:
+    """Return the names of those that the count leaves out."""
+    return [name for name in asked(given) if name not in saved]
 
 
 def options_of(given: argparse.Namespace) -> ADTConfig:
@@ -88,8 +108,12 @@ def working(part: str) -> None:
         print(f"\r\033[Kcounting {part} ..." if part else "\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def notes(given: argparse.Namespace, workload: Workload, config: ADTConfig) -> Iterator[str]:
-    """Yield what the count assumes of this run without having read it."""
+def notes(given: argparse.Namespace, workload: Workload, config: ADTConfig, saved: Mapping[str, int]) -> Iterator[str]:
+    """Yield what the count assumes of this run without having read it.
+
+    Args:
+        saved: what `savings` has counted.
+    """
     if given.told:
         yield f"\nCounted as {workload.size.title}, told {given.told}; --model says otherwise."
     elif given.config_file and not given.named:
@@ -100,9 +124,17 @@ def notes(given: argparse.Namespace, workload: Workload, config: ADTConfig) -> I
         yield "\nCounted as with --full_bf16: without it weights, gradients and AdamW's moments take twice as much."
     if config.memory == "auto":
         yield "\n--adt_memory auto is counted as low; where it finds room on the card, a turn is as fast as with fast."
-    uncounted = [name for name in UNCOUNTED if given.keys.get(name) not in (None, False, 0, "AdamW")]
-    if uncounted:
-        yield f"\nNot counted: {', '.join(uncounted)}. All figures here are of the same run without."
+    if given.steps_unknown:
+        yield (
+            f"\nmax_train_epochs says no number of steps without the data set: counted as {given.max_train_steps}; "
+            "--max_train_steps says how many."
+        )
+    if saved:
+        parts = ", ".join(f"{name} ({size / 1e9:.1f} GB less)" for name, size in saved.items())
+        where = "the count and the verdict, not in what is measured" if given.measure else "the peaks"
+        yield f"\nIn {where}: {parts}. Not counted of them: their time, and what is on its way between the memories."
+    if left_out := uncounted(given, saved):
+        yield f"\nNot counted: {', '.join(left_out)}. All figures here are of the same run without."
     if given.dataset_config:
         yield "\n--dataset_config is not read: give its --resolution and --train_batch_size."
 
@@ -158,6 +190,7 @@ def with_config_file(parser: argparse.ArgumentParser, argv: Sequence[str]) -> ar
         ConfigError: an unknown `adt_*` key.
     """
     given, keys = parser.parse_args(argv), {}
+    steps = parser.parse_args(argv, argparse.Namespace(max_train_steps=None)).max_train_steps
     rank_unread = False
     if given.config_file is not None:
         keys = flattened(toml.loads(given.config_file.read_text(encoding="utf-8")))
@@ -170,6 +203,7 @@ def with_config_file(parser: argparse.ArgumentParser, argv: Sequence[str]) -> ar
         parser.set_defaults(**HOST_DEFAULTS | {"full": "network_module" not in keys} | known)
         given = parser.parse_args(argv)
     given.keys, given.rank_unread = keys, rank_unread
+    given.steps_unknown = steps is None and bool(keys.get("max_train_epochs"))  # with which the host counts its steps anew
     given.named = given.model is not None
     given.model, given.told = (given.model, "") if given.named else detect(keys, given.config_file) or ("sd15", "")
     return given
@@ -193,6 +227,7 @@ def cost_parser(prog: str = "adt cost") -> argparse.ArgumentParser:
         description="What a training run costs with --adt: counted on models of true size, and measured with --measure.",
     )
     add_run_arguments(parser)
+    add_lighter_arguments(parser.add_argument_group("what makes a run lighter, in sd-scripts' own options"))
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument("--measure", action="store_true", help="do the steps with random weights of true size, too")
     add_measuring_arguments(measuring)
@@ -215,6 +250,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("full_bf16", "full_fp16"):
         run.add_argument(f"--{name}", action="store_true", help="full fine-tuning in two bytes, which is what is counted")
     run.add_argument("--dataset_config", help="not read: give --resolution and --train_batch_size")
+
+
+def add_lighter_arguments(lighter: Any) -> None:
+    """Add the host's options that `savings` counts to a group of a parser."""
+    lighter.add_argument("--fp8_base", action="store_true", help="frozen weights in one byte")
+    lighter.add_argument("--blocks_to_swap", type=int, default=0, help="blocks off the card (default: 0)")
+    lighter.add_argument("--optimizer_type", default="AdamW", help="AdamW or AdamW8bit is counted (default: AdamW)")
 
 
 def add_measuring_arguments(parser: Any) -> None:

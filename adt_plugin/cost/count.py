@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,10 @@ class Peaks:
     def keeping(self, graphs: int) -> int:
         """Return the bytes of a step with a turn that keeps so many graphs."""
         return self.turn + graphs * self.graph
+
+    def less(self, saved: int) -> Peaks:
+        """Return the peaks of a run that needs so many bytes less at every moment."""
+        return replace(self, plain=self.plain - saved, turn=self.turn - saved, joined=self.joined - saved)
 
     def of(self, config: ADTConfig) -> int:
         """Return the bytes of a step with a turn under the options that were counted."""

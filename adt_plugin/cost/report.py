@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.forecast import Parts, mean_turn, run_ratio, total
-from adt_plugin.core.run.monitor import CAPTION_HEIGHT, MAX_PAIRS
+from adt_plugin.core.run.monitor import CAPTION_HEIGHT, CAPTIONS, MAX_PAIRS
 from adt_plugin.core.run.story import duration
-from adt_plugin.core.run.strip import LINE, SIDE
+from adt_plugin.core.run.strip import LINE, PANEL_LINES, SIDE
 from adt_plugin.core.schedule import TurnSchedule
 from adt_plugin.cost.count import Peaks
 from adt_plugin.cost.measure import Base, Measured
@@ -79,15 +79,24 @@ def report(
 
 
 def answers(
-    workload: Workload, config: ADTConfig, steps: int, peaks: Peaks, measured: Measurement | None = None
+    workload: Workload,
+    config: ADTConfig,
+    steps: int,
+    peaks: Peaks,
+    measured: Measurement | None = None,
+    saved: int = 0,
+    open_end: bool = False,
 ) -> Iterator[str]:
     """Yield what a person wants to know: which card, how long, how much of the disk.
 
     Args:
         steps: optimizer steps of the run.
+        saved: bytes that the host's options save, which are in the counted peaks and not in the measured ones.
+        open_end: the run has options with which it needs less than is counted, so that nothing is said to be too small.
     """
-    peak = measured.turn.peak if measured else peaks.of(config)
-    fits = ", ".join(f"{card} GB {'yes' if peak <= (card - ROOM) * 1e9 else 'no'}" for card in CARDS)
+    peak = measured.turn.peak - saved if measured else peaks.of(config)
+    too_small = "perhaps" if open_end else "no"
+    fits = ", ".join(f"{card} GB {'yes' if peak <= (card - ROOM) * 1e9 else too_small}" for card in CARDS)
     yield f"\nfits a card of: {fits} ({ROOM} GB left for driver, allocator and scratch space; text encoders come on top)"
     if measured:
         plain = steps * measured.base.seconds
@@ -105,10 +114,10 @@ def rows_and_pictures(workload: Workload, config: ADTConfig, steps: int) -> tupl
     if not config.pictures_every:
         return turns * ROW, 0
     window = min(config.decode_crop or workload.pixels, workload.pixels)
-    pairs = min(workload.batch, MAX_PAIRS) * window * 2 * (window + CAPTION_HEIGHT)
+    pairs = min(workload.batch, MAX_PAIRS) * window * (2 * window + CAPTIONS * CAPTION_HEIGHT)
     count = turns // config.pictures_every
     panels = count + 2  # the training image, and one before the first turn
-    return turns * ROW, 3 * (count * pairs + panels * SIDE * (SIDE + 3 * LINE))
+    return turns * ROW, 3 * (count * pairs + panels * SIDE * (SIDE + PANEL_LINES * LINE))
 
 
 def time_labels(parts: Parts, config: ADTConfig, steps: int) -> list[str]:

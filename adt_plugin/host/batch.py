@@ -56,6 +56,7 @@ class Predicted:
         call: to be repeated by the turn.
         mask: what the host trains of its images, `(B, 1, H, W)` in [0, 1]; None for all of them.
         weights: of the images in the host's loss, `(B,)`; None weighs all alike.
+        caption: of its first image, as the host has trained on it; empty where it is not known.
         prediction: what it returned, with its graph, for turns that come before the host's backward pass; else None.
     """
 
@@ -63,6 +64,7 @@ class Predicted:
     call: DenoiserCall
     mask: Tensor | None = None
     weights: Tensor | None = None
+    caption: str = ""
     prediction: Tensor | None = None
 
     @property

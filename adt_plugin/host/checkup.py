@@ -11,8 +11,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
+import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,16 @@ OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "safetensors", "toml")
 """What the plugin and sd-scripts need; the first two are imported, since a broken build imports only in part."""
+
+MINIMUM = {
+    "torch": "2.1",
+    "diffusers": "0.25",
+    "transformers": "4.40",
+    "accelerate": "0.25",
+    "safetensors": "0.4",
+    "toml": "0.10",
+}
+"""The oldest versions that pyproject.toml allows."""
 
 SCRIPT = "train_network.py"
 ENVIRONMENTS = ("venv", ".venv")
@@ -100,23 +113,57 @@ def _other_environment(folder: Path) -> Check:
 
 
 def plugin() -> Check:
-    """Look whether the plugin starts by itself."""
+    """Look whether the plugin starts by itself; where it does not, sd-scripts does not know `--adt`."""
     hooked = any(isinstance(finder, HostFinder) or type(finder).__name__ == AdtPluginHook.__name__ for finder in sys.meta_path)
     if hooked:
         return Check(OK, f"adt_plugin {__version__} starts with this Python")
-    return Check(
-        NOTE, f"adt_plugin {__version__} does not start by itself here", "launch with accelerate launch -m adt_plugin SCRIPT"
-    )
+    way = "install it with this Python's pip, or launch with accelerate launch -m adt_plugin SCRIPT"
+    if os.environ.get("ADT_PLUGIN_DISABLE") == "1":
+        way = "take ADT_PLUGIN_DISABLE out of the environment"
+    return Check(PROBLEM, f"adt_plugin {__version__} does not start by itself here, so that --adt would not be known", way)
+
+
+def launcher() -> Check:
+    """Look to which Python the `accelerate` belongs that a shell would start."""
+    found = shutil.which("accelerate")
+    launch = f"activate the environment of this Python, or launch with {sys.executable} -m accelerate.commands.launch"
+    if found is None:
+        return Check(NOTE, "there is no accelerate on the PATH", launch)
+    if Path(found).parent.resolve() in _own_folders() or _own_script(Path(found)):
+        return Check(OK, f"{found} launches with this Python")
+    return Check(NOTE, f"{found}, which accelerate launch would run, belongs to another Python", launch)
+
+
+def _own_folders() -> set[Path]:
+    """Return the folders in which this Python and its commands lie."""
+    return {Path(sysconfig.get_path("scripts")).resolve(), Path(sys.executable).parent.resolve()}
+
+
+def _own_script(path: Path) -> bool:
+    """Return whether a script says in its first lines that this Python runs it; a program says nothing."""
+    try:
+        head = path.read_bytes()[:1000].decode("utf-8", errors="replace")
+    except OSError:
+        return False
+    named = re.search(r"(/[^\n\"']*/python[\d.]*)", head) if head.startswith("#!") else None
+    return named is not None and Path(named[1]).parent.resolve() in _own_folders()
 
 
 def packages() -> Iterator[Check]:
-    """Look for the packages, and import those of which a wrong build can be installed."""
+    """Look for the packages and their versions, and import those of which a wrong build can be installed."""
     for name in PACKAGES:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             yield Check(
                 PROBLEM, f"{name} is missing in this Python", "use the Python that trains, or install sd-scripts' requirements"
+            )
+            continue
+        if name in MINIMUM and _numbers(version) < _numbers(MINIMUM[name]):
+            yield Check(
+                PROBLEM,
+                f"{name} {version} is older than {MINIMUM[name]}, which the plugin needs",
+                "update sd-scripts and install its requirements",
             )
             continue
         error = _import_error(name) if name in PACKAGES[:2] else ""
@@ -126,6 +173,11 @@ def packages() -> Iterator[Check]:
             )
         else:
             yield Check(OK, f"{name} {version}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version such as `2.13.0+cpu`."""
+    return tuple(int(part) for part in re.split(r"[^\d.]", version)[0].split(".") if part)
 
 
 def _import_error(name: str) -> str:
@@ -138,17 +190,39 @@ def _import_error(name: str) -> str:
 
 
 def device() -> Check:
-    """Look for a CUDA device and its memory."""
+    """Look for a CUDA device and its memory, and where torch sees none, for a card that it should see."""
     import torch
 
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
+        return Check(OK, f"{name} with {memory / 2**30:.0f} GiB; adt cost tells whether your run fits")
+    card = nvidia_card()
+    if not card:
+        return Check(NOTE, "torch sees no CUDA device, and there is no NVIDIA card: training would run on the processor")
+    if torch.version.cuda is None:
         return Check(
-            NOTE,
-            "torch sees no CUDA device, so that training would run on the processor",
-            "check the driver and the build of torch",
+            PROBLEM,
+            f"torch {torch.__version__} is built without CUDA, so that training would not use the {card}",
+            "install a build for CUDA: https://pytorch.org/get-started/locally",
         )
-    name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
-    return Check(OK, f"{name} with {memory / 2**30:.0f} GiB; adt cost tells whether your run fits")
+    return Check(
+        PROBLEM,
+        f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, cannot use the {card}",
+        "update the driver, install a build of torch for an older CUDA, or look at CUDA_VISIBLE_DEVICES",
+    )
+
+
+def nvidia_card() -> str:
+    """Return the name of the first NVIDIA card that its driver's own command tells of; empty where there is none."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return ""
+    try:
+        listed = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=20, check=False).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    found = re.search(r"GPU \d+: (.+?)(?: \(UUID|\n|$)", listed)
+    return found[1] if found else ""
 
 
 def backbone(name: str) -> Check:
@@ -227,6 +301,7 @@ def examine(folder: Path | None, name: str, verbose: bool) -> Iterator[Check | s
     host = find_host(folder)
     yield from this_python(host)
     yield plugin()
+    yield launcher()
     found = list(packages())
     yield from found
     broken = [check.found for check in found if check.state == PROBLEM]
@@ -255,11 +330,11 @@ def main(arguments: Sequence[str], prog: str = "adt doctor") -> None:
     parser.add_argument("--adt_backbone", default=ADTConfig().backbone, help="look for this one (default: %(default)s)")
     parser.add_argument("-v", "--verbose", action="store_true", help="show every seam of every trainer")
     given = parser.parse_args(arguments)
-    problems = []
+    problems = 0
     for check in examine(given.folder, given.adt_backbone, given.verbose):
         print(check)
         if isinstance(check, Check) and check.state == PROBLEM:
-            problems.append(f"{check.found} ({check.remedy})")
-    print(f"not ready: {'; '.join(problems)}" if problems else "ready")
+            problems += 1
+    print(f"not ready: {problems} problem{'s' if problems > 1 else ''}, see above" if problems else "ready")
     if problems:
         raise SystemExit(1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.core.look import Look, look
+from adt_plugin.core.run.strip import shortened
 from adt_plugin.core.schedule import start_range
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host.batch import Predicted
@@ -67,10 +68,15 @@ class Progress:
         longest = start_range(self.config)[1]
         seen = look(self.turn, self.bind(followed), followed.noised.latents, longest, self.config.seed)
         self.fit(batch.noised.latents)
-        self.feedback.show_progress(seen, caption(seen, self.turn.turns, step), step)
+        self.feedback.show_progress(seen, lines(seen, self.turn.turns, step, followed.caption), step)
 
 
-def caption(seen: Look, turns: int, step: int) -> list[str]:
-    """Return the lines above a panel."""
+def lines(seen: Look, turns: int, step: int, caption: str) -> list[str]:
+    """Return the lines above a panel.
+
+    Args:
+        caption: of the image; empty where the host's batch has none.
+    """
     scores = f"score gen {seen.score_gen:+.2f}  real {seen.score_real:+.2f}" if turns else "scores: nothing learned yet"
-    return [f"turn {turns}  step {step}", scores, f"{seen.start} steps unrolled"]
+    said = [f"turn {turns}  step {step}", scores, f"{seen.start} steps unrolled"]
+    return [*said, shortened(caption)] if caption else said

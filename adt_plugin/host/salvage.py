@@ -18,6 +18,9 @@ from adt_plugin.host.deepspeed import engine_of
 STOPPED = "adt-stopped-state"
 """The end of the name of the state that the plugin saves itself."""
 
+PICKLED = (".ckpt", ".pt")
+"""Formats of the host's files whose reading runs what is in them."""
+
 MAKING_STATES = "--save_state makes some; DeepSpeed's are not looked into"
 """What to do where there is none."""
 
@@ -78,6 +81,13 @@ def last_finite_checkpoint(folder: Path, name: str) -> Path | None:
     return _newest(_saved(folder, name, ".safetensors"), _finite_file)
 
 
+def not_looked_into(folder: Path, name: str) -> list[Path]:
+    """Return what the host has saved of this run in other formats, the newest first: pickles and diffusers folders."""
+    pickles = [path for ending in PICKLED for path in _saved(folder, name, ending) if path.is_file()]
+    folders = [path for path in _saved(folder, name, "") if (path / "model_index.json").is_file()]
+    return sorted([*pickles, *folders], key=_age)
+
+
 def _saved(folder: Path, name: str, ending: str) -> Iterator[Path]:
     """Yield what the host has saved under a run's name: at its end, after an epoch, after a step; not what begins alike."""
     pattern = re.compile(rf"{re.escape(name)}(-\d+|-step\d+)?{re.escape(ending)}")
@@ -86,8 +96,11 @@ def _saved(folder: Path, name: str, ending: str) -> Iterator[Path]:
 
 def _newest(paths: Iterable[Path], is_finite: Callable[[Path], bool]) -> Path | None:
     """Return the newest that is finite; older ones, which may be gigabytes, are then not read."""
-    newest_first = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
-    return next(filter(is_finite, newest_first), None)
+    return next(filter(is_finite, sorted(paths, key=_age)), None)
+
+
+def _age(path: Path) -> float:
+    return -path.stat().st_mtime
 
 
 def _finite_state(folder: Path) -> bool:
@@ -128,12 +141,25 @@ def advice(unsound: int, tensors: int, folder: Path, name: str, learning_rate: s
     Args:
         learning_rate: as the run has it.
     """
-    state, checkpoint = last_finite_state(folder, name), last_finite_checkpoint(folder, name)
+    state = last_finite_state(folder, name)
     left = [
         f"the last finite state is {state} (--resume)" if state else f"there is no finite state ({MAKING_STATES})",
-        f"the last finite file is {checkpoint} (--network_weights for a LoRA)" if checkpoint else "no finite file was saved",
+        _file_left(folder, name),
     ]
     return (
         f"{unsound} of {tensors} tensors of the run are not finite any more, so no state was saved to go on from; "
         f"{' and '.join(left)}. Before you go on, lower --learning_rate (it is {learning_rate}) or --adt_weight."
     )
+
+
+def _file_left(folder: Path, name: str) -> str:
+    """Word which file is left, or that those there are were not looked into."""
+    checkpoint, others = last_finite_checkpoint(folder, name), not_looked_into(folder, name)
+    if checkpoint:
+        return f"the last finite file is {checkpoint} (--network_weights for a LoRA)"
+    if others:
+        return (
+            f"whether {others[0]} or one from before it is finite is not known: files that are not .safetensors are not "
+            "looked into (--save_model_as safetensors saves such that are)"
+        )
+    return "no finite file was saved"

@@ -27,11 +27,11 @@ from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.images.decoding import LatentDecoder
 from adt_plugin.core.moments import Growth
 from adt_plugin.core.run import state
-from adt_plugin.core.run.health import Health
+from adt_plugin.core.run.health import Health, patience_for
 from adt_plugin.core.run.monitor import Monitor
 from adt_plugin.core.run.rehearsal import Headroom
 from adt_plugin.core.run.story import Story
-from adt_plugin.core.schedule import AdversarialRate, TurnSchedule
+from adt_plugin.core.schedule import AdversarialRate, TurnCount, TurnSchedule
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host import forecast, resume, trained
 from adt_plugin.host.batch import Batch, Idle, Noised, Predicted
@@ -86,6 +86,7 @@ class Session:
         self.order: Order = HostFirst()
         self.whole_states: list[Path] = []
         self.unmoved: list[Tensor] = []
+        self.caption = ""
         self.optimizer_steps = self.host_steps = 0
         self.backward_seen = False
 
@@ -216,11 +217,17 @@ class Session:
         return prepare
 
     def on_data(self, loader: DataLoader[Any]) -> None:
-        """Note how many batches an epoch has, and listen to them where images have weights."""
+        """Note how many batches an epoch has, and listen to them where images have weights, or pictures have captions."""
         if "batches" not in self.found:  # the validation's come later
             self.found.bring("batches", len(loader))
+        if self.weighs or self.config.pictures_every:
+            self._remember(trained.on_data(loader, self.on_batch))
+
+    def on_batch(self, data: trained.Data) -> None:
+        """Note what is needed of a batch that the host is about to have; images would stay in memory."""
         if self.weighs:
-            self._remember(trained.on_data(loader, partial(self.found.bring, "data")))
+            self.found.bring("data", data)
+        self.caption = trained.caption_of(data)
 
     def on_denoiser(self, denoiser: nn.Module) -> None:
         """Listen to the calls of the denoiser that the host has prepared."""
@@ -285,7 +292,7 @@ class Session:
             host_levers=tuple(memory_levers(self.args)),
             guide=guide,
             feedback=feedback,
-            health=Health(self.config.max_bad_turns, turn.loss),
+            health=Health(self.config.max_bad_turns, turn.loss, patience_for(self._to_come(turn).adversarial)),
             story=Story(self.config.backbone, feedback.places),
             progress=Progress(self.config, turn, partial(without_gradient, guide), self._fit, feedback),
             folder=Path(self.args.output_dir),
@@ -294,6 +301,11 @@ class Session:
             rate=self.rate,
             growth=self._growth(turn),
         )
+
+    def _to_come(self, turn: AdversarialTurn) -> TurnCount:
+        """Count the turns that are still to come."""
+        step = self.optimizer_steps
+        return turn.schedule.count(self.last_step - step, self.args.gradient_accumulation_steps, step, turn.turns)
 
     def _growth(self, turn: AdversarialTurn) -> Growth:
         """Return what prepares the optimizers for turns; the turns behind a resumed state are known to them."""
@@ -351,7 +363,7 @@ class Session:
             taken = same if self.config.train_text_encoder else Tensor.detach
             call = DenoiserCall.captured(module, args, kwargs, self.family.convention, autocast, taken)
             weights = trained.weights_of(self.found["data"]) if self.weighs else None
-            self.batch = replace(self.batch.predicted(call), weights=weights)
+            self.batch = replace(self.batch.predicted(call), weights=weights, caption=self.caption)
 
     def _after_denoiser(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Let the balance learn of the gradient at the denoiser's output."""
@@ -423,4 +435,4 @@ class Session:
         if self.config.weight > 0:
             turn.schedule.check(*to_come)
         told = (forecast.sentence(self.family, self.config, args), advice(self.family.name, self.model, self.config))
-        self.run.begin(turn.schedule.count(*to_come), " ".join(filter(None, told)))
+        self.run.begin(self._to_come(turn), " ".join(filter(None, told)))

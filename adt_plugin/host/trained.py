@@ -36,6 +36,12 @@ def weights_of(data: Data) -> Tensor:
     return weights * torch.tensor(preserved, device=weights.device).logical_not()
 
 
+def caption_of(data: Data) -> str:
+    """Return the caption of the batch's first image, as dropout and shuffling have left it; empty where there is none."""
+    captions = data.get("captions") if isinstance(data, Mapping) else None
+    return str(captions[0]) if captions else ""
+
+
 def on_data(loader: DataLoader[Any], listener: Any) -> Undo:
     """Hand every batch of the loader, and of others of its class, to the listener before the host has it.
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.report import TurnReport
 from adt_plugin.core.run import health
 from adt_plugin.core.run.health import BadTurnsError, Health
+from adt_plugin.core.schedule import TurnSchedule
 from adt_plugin.core.turn import AdversarialTurn
 from toys import ToyDenoiser, diffusion_backward, toy_decode, toy_latents, toy_turn
 
@@ -187,6 +189,33 @@ def test_a_generator_that_makes_the_same_image_of_everything_is_said_once(caplog
         for number in range(health.PATIENCE + 40):
             watch.examine(turn(net, toy_latents(seed=number)))
     assert sum("varied less than half as much as real ones for 50 turns" in record.message for record in caplog.records) == 1
+
+
+def test_a_short_run_that_collapses_is_warned_before_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """500 steps with the defaults at batch 1: 40 turns of warm-up and 40 after it, in which every image is the same."""
+    schedule = TurnSchedule.from_config(ADTConfig(), 500)
+    planned = schedule.count(500)
+    assert (planned.warmup, planned.adversarial) == (40, 40)
+    turn, net, first = toy_turn(weight=0.0, warmup=planned.warmup), ToyDenoiser(), [True]
+    turn.discriminator.augment = nn.Identity()  # type: ignore[assignment]
+    watch = Health(0, patience=health.patience_for(planned.adversarial))
+
+    def decode(latents: Tensor) -> Tensor:
+        first[0] = not first[0]  # a turn decodes the real images first
+        collapsed = first[0] and turn.turns >= planned.warmup
+        return torch.zeros_like(toy_decode(latents)) if collapsed else toy_decode(latents)
+
+    turn.decode = decode
+    with caplog.at_level(logging.WARNING):
+        for number in range(planned.total):
+            watch.examine(turn(net, toy_latents(seed=number)[:1]))
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("varied less than half as much as real ones for 10 turns" in message for message in said) == 1
+
+
+@pytest.mark.parametrize(("turns", "patience"), [(0, 10), (40, 10), (160, 40), (200, 50), (5000, 50)])
+def test_patience_is_a_quarter_of_the_adversarial_turns_within_bounds(turns: int, patience: int) -> None:
+    assert health.patience_for(turns) == patience
 
 
 def far(drift: health.Drift, distance: float, turns: int) -> float:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from adt_plugin.core.report import TurnReport
 from adt_plugin.core.run.monitor import IN_BAR, MAX_PAIRS, Monitor, pair_picture, scalars
+from adt_plugin.core.run.strip import panel, shortened
 from toys import ToyDenoiser, diffusion_backward, toy_latents, toy_turn
 
 
@@ -92,20 +93,58 @@ def test_zero_means_no_pictures(tmp_path: Path) -> None:
 
 def test_generated_images_stand_above_real_ones() -> None:
     gen, real = torch.full((2, 3, 64, 80), -1.0), torch.full((2, 3, 64, 80), 1.0)
-    picture = pair_picture(gen, real, torch.tensor([0.5, -0.5]))
-    assert picture.size == (160, 2 * (64 + 14))
-    assert picture.getpixel((100, 14 + 32)) == (0, 0, 0)
-    assert picture.getpixel((100, 14 + 64 + 14 + 32)) == (255, 255, 255)
+    picture = pair_picture(gen, real, torch.tensor([[0.5, -0.5], [1.0, 2.0]]), 4)
+    assert picture.size == (160, 2 * 64 + 3 * 14)
+    assert picture.getpixel((100, 28 + 32)) == (0, 0, 0)
+    assert picture.getpixel((100, 28 + 64 + 14 + 32)) == (255, 255, 255)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, int], str]]:
+    """What is written on pictures, and where."""
+    texts: list[tuple[tuple[int, int], str]] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda draw, place, text, **how: texts.append((place, text)))
+    return texts
+
+
+def test_each_pair_has_the_start_and_both_scores(drawn: list[tuple[tuple[int, int], str]]) -> None:
+    images = torch.zeros(2, 3, 64, 64)
+    pair_picture(images, images, torch.tensor([[0.125, -0.5], [1.0, 2.0]]), 4)
+    places = [(left + 2, top + 1) for left in (0, 64) for top in (0, 14, 28 + 64)]
+    assert drawn == list(zip(places, ["start 4", "gen +0.12", "real +1.00", "start 4", "gen -0.50", "real +2.00"], strict=True))
+
+
+def test_a_turns_own_scores_and_start_are_on_its_picture(tmp_path: Path, drawn: list[tuple[tuple[int, int], str]]) -> None:
+    report = reports(1)[0]
+    Monitor(tmp_path, "x", 1, {}).record(report, 0)
+    (gen, real), texts = report.pairs.tolist(), [text for _, text in drawn]
+    assert texts[:3] == [f"start {report.start}", f"gen {gen[0]:+.2f}", f"real {real[0]:+.2f}"]
+    assert [sum(gen) / len(gen), sum(real) / len(real)] == pytest.approx([report.score_gen, report.score_real])
 
 
 def test_small_grey_images_are_enlarged_and_many_pairs_are_cut() -> None:
     images = torch.zeros(12, 1, 16, 16)
-    assert pair_picture(images, images, torch.zeros(12)).size == (MAX_PAIRS * 64, 2 * (64 + 14))
+    assert pair_picture(images, images, torch.zeros(2, 12), 1).size == (MAX_PAIRS * 64, 2 * 64 + 3 * 14)
 
 
 def test_values_outside_the_range_are_clipped() -> None:
     wild = torch.tensor([-9.0, 9.0, float("nan")]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
-    assert pair_picture(wild, wild, torch.zeros(1)).getpixel((32, 40)) == (0, 255, 128)
+    assert pair_picture(wild, wild, torch.zeros(2, 1), 1).getpixel((32, 60)) == (0, 255, 128)
+
+
+@pytest.mark.parametrize(
+    ("caption", "line"),
+    [
+        ("a cat", "a cat"),
+        ("a cat,\n on a  mat", "a cat, on a mat"),
+        ("a" * 40, "a" * 40),
+        ("a red fox in deep snow, looking back, trees", "a red fox in deep snow, looking back..."),
+        ("\u732b, cat", "?, cat"),
+    ],
+)
+def test_a_caption_has_room_in_a_panel(caption: str, line: str) -> None:
+    assert shortened(caption) == line
+    panel(torch.zeros(1, 3, 8, 8), [line])
 
 
 def test_pictures_are_readable_files(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from itertools import product
 
 import pytest
@@ -95,14 +96,46 @@ def test_a_begin_that_is_no_whole_step_is_refused() -> None:
 @pytest.mark.parametrize(
     ("schedule", "said"),
     [
-        (TurnSchedule(0, 1, begin=50), "lower --adt_begin, which comes after the run's last step [(]20[)]"),
-        (TurnSchedule(40, 1), "lower --adt_warmup to about a tenth of the 20 steps that are left for both"),
-        (TurnSchedule(0, 50, begin=10), "lower --adt_every: the run ends at step 20"),
+        (TurnSchedule(0, 1, begin=50), "lower --adt_begin to step 18, or train longer [(]the run ends at step 20[)]"),
+        (TurnSchedule(40, 1), "lower --adt_warmup to 2, or train longer"),
+        (TurnSchedule(0, 50, begin=10), "lower --adt_every to 10, or train longer"),
+        (TurnSchedule(40, 50), "lower --adt_warmup to 2 and --adt_every to 18, or train longer"),
     ],
 )
 def test_the_refusal_names_what_is_too_much(schedule: TurnSchedule, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         schedule.check(20)
+
+
+def followed(message: str) -> dict[str, float]:
+    """The options of a refusal's advice, and their values."""
+    told = re.findall(r"--adt_(\w+) to (?:step )?(\d+)", message)
+    return {name: float(value) if name == "begin" else int(value) for name, value in told}
+
+
+def test_every_50_in_20_steps_is_told_at_once_what_to_change() -> None:
+    config = ADTConfig(every=50)
+    with pytest.raises(ConfigError, match="lower --adt_warmup to 2 and --adt_every to 2, or train longer") as refused:
+        TurnSchedule.from_config(config, 20).check(20)
+    TurnSchedule.from_config(dataclasses.replace(config, **followed(str(refused.value))), 20).check(20)
+
+
+@pytest.mark.parametrize(("step", "turns"), [(0, 0), (7, 2), (31, 45)])
+@pytest.mark.parametrize("batches", [1, 2, 3])
+@pytest.mark.parametrize("begin", [0.0, 0.5, 0.92, 0.99, 60.0])
+def test_following_the_advice_once_is_enough(begin: float, batches: int, step: int, turns: int) -> None:
+    for steps, warmup, every in product((1, 2, 6, 20, 55), (0, 3, 40, 400), (1, 7, 50)):
+        config = ADTConfig(begin=begin, warmup=warmup, every=every)
+        try:
+            TurnSchedule.from_config(config, step + steps, batches).check(steps, batches, step, turns)
+        except ConfigError as error:
+            changed = dataclasses.replace(config, **followed(str(error)))
+            TurnSchedule.from_config(changed, step + steps, batches).check(steps, batches, step, turns)
+
+
+def test_without_a_step_to_come_only_a_longer_run_helps() -> None:
+    with pytest.raises(ConfigError, match="adversarial gradient: train longer [(]the run ends at step 20[)]"):
+        TurnSchedule(0, 1).check(0, step=20)
 
 
 def test_the_adversarial_part_has_a_rate_of_its_own_that_falls_to_zero() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from safetensors.torch import save_file
 
 from adt_plugin.__main__ import main
 from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.forecast import Parts
 from adt_plugin.cost import cli
 from adt_plugin.cost.cli import cost_main, cost_parser, notes, side_of, with_config_file, workload_of
-from adt_plugin.cost.count import Progress, counted
+from adt_plugin.cost.count import Peaks, Progress, counted
 from adt_plugin.cost.workbench import Workload
 
 COUNTED: dict[tuple[Workload, ADTConfig], Any] = {}
@@ -144,19 +146,65 @@ def test_a_run_that_goes_on_from_a_lora_is_counted_at_its_rank(
     given = with_config_file(cost_parser(), ["--config_file", str(path), "--model", "sdxl"])
     workload = workload_of(given)
     assert workload.rank == rank
-    said = any(f"Counted at rank {rank}" in note for note in notes(given, workload, ADTConfig()))
+    said = any(f"Counted at rank {rank}" in note for note in notes(given, workload, ADTConfig(), {}))
     assert said == (not there)
     given = with_config_file(cost_parser(), ["--config_file", str(path), "--model", "sdxl", "--network_dim", "64"])
     assert workload_of(given).rank == 64  # beside the file, an option wins, and a file that was read is not called unreadable
-    assert any("cannot be read" in note for note in notes(given, workload_of(given), ADTConfig())) == (not there)
+    assert any("cannot be read" in note for note in notes(given, workload_of(given), ADTConfig(), {})) == (not there)
+
+
+def given_by(tmp_path: Path, keys: dict[str, object], *options: str) -> argparse.Namespace:
+    path = tmp_path / "run.toml"
+    path.write_text(toml.dumps(keys))
+    return with_config_file(cost_parser(), ["--config_file", str(path), *options])
 
 
 def test_keys_that_change_what_is_needed_and_are_not_counted_are_named(tmp_path: Path) -> None:
+    keys = {"fp8_base": True, "blocks_to_swap": 18, "optimizer_type": "Prodigy", "masked_loss": False}
+    given = given_by(tmp_path, keys, "--model", "flux")
+    said = [note for note in notes(given, workload_of(given), ADTConfig(), {"fp8_base": 10**9}) if "ot counted: " in note]
+    assert said == ["\nNot counted: blocks_to_swap, optimizer_type. All figures here are of the same run without."]
+    given = given_by(tmp_path, {"fp8_base": False, "blocks_to_swap": 0, "optimizer_type": "adamw"})
+    assert not any("ot counted" in note for note in notes(given, workload_of(given), ADTConfig(), {}))
+
+
+def test_what_is_counted_of_lighter_options_is_said(tmp_path: Path) -> None:
+    given = given_by(tmp_path, {}, "--model", "flux", "--fp8_base")
+    said = [note for note in notes(given, workload_of(given), ADTConfig(), {"fp8_base": 11 * 10**9}) if "fp8" in note]
+    assert said == [
+        "\nIn the peaks: fp8_base (11.0 GB less). Not counted of them: their time, and what is on its way between the memories."
+    ]
+
+
+def test_epochs_are_no_steps_without_the_data_set(tmp_path: Path) -> None:
+    keys = {"max_train_epochs": 30, "network_module": "networks.lora"}
+
+    def said(*options: str) -> list[str]:
+        given = given_by(tmp_path, keys, *options)
+        return [note for note in notes(given, workload_of(given), ADTConfig(), {}) if "max_train_epochs" in note]
+
+    assert said() == [
+        "\nmax_train_epochs says no number of steps without the data set: counted as 1600; --max_train_steps says how many."
+    ]
+    assert said("--max_train_steps", "2000") == []  # the default of a command line without a file is an answer, too
+    keys |= {"max_train_steps": 500}  # which sd-scripts replaces
+    assert "counted as 500" in said()[0]
+    del keys["max_train_epochs"]
+    assert said() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "small"), [({"fused_backward_pass": True}, "perhaps"), ({"masked_loss": True}, "no"), ({}, "no")]
+)
+def test_no_card_is_called_too_small_for_what_was_left_out_of_the_count(
+    tmp_path: Path, key: dict[str, bool], small: str, capsys: CaptureFixture[str], monkeypatch: MonkeyPatch
+) -> None:
+    huge = Peaks(10**11, 10**11, 1, 1)
+    monkeypatch.setattr(cli, "counted", lambda *arguments: (Parts(1.0, 3.0, 1.0, 2.0, 1.0), huge))
     path = tmp_path / "run.toml"
-    path.write_text('fp8_base = true\nblocks_to_swap = 18\noptimizer_type = "AdamW"\nmasked_loss = false\n')
-    given = with_config_file(cost_parser(), ["--config_file", str(path), "--model", "flux"])
-    said = [note for note in notes(given, workload_of(given), ADTConfig()) if "Not counted" in note]
-    assert said == ["\nNot counted: fp8_base, blocks_to_swap. All figures here are of the same run without."]
+    path.write_text(toml.dumps({"network_module": "networks.lora"} | key))
+    cost_main(["--config_file", str(path), "--model", "tiny"])
+    assert f"fits a card of: 8 GB {small}, 12 GB {small}, 16 GB {small}, 24 GB {small} (" in capsys.readouterr().out
 
 
 def test_a_misspelt_key_of_the_toml_stops(tmp_path: Path) -> None:

@@ -79,14 +79,14 @@ def test_rows_and_pictures_are_no_larger_than_said(tmp_path: Path) -> None:
     turn = TurnReport(
         turn=1, warmup=False, start=4, cfg_scale=third, grad_positions=[1, 3], **numbers, step_grad_norms=[third] * 4,
         skipped=False, seconds={},
-        gen=noise(2), real=noise(2), scores=torch.zeros(2), kid=third, spread=third,
+        gen=noise(2), real=noise(2), scores=torch.zeros(2), pairs=torch.zeros(2, 2), kid=third, spread=third,
     )  # fmt: skip
     monitor = Monitor(tmp_path, "run", 2, {})
-    monitor.add_panel(Look(noise(1), noise(1), 0.0, 0.0, 3), ["turn 0", "", ""])
+    monitor.add_panel(Look(noise(1), noise(1), 0.0, 0.0, 3), ["turn 0", "", "", ""])
     for number in (1, 2, 3, 4):
         monitor.record(replace(turn, turn=number), step=number)
         if number % 2 == 0:
-            monitor.add_panel(Look(noise(1), noise(1), 0.0, 0.0, 3), [f"turn {number}", "", ""])
+            monitor.add_panel(Look(noise(1), noise(1), 0.0, 0.0, 3), [f"turn {number}", "", "", ""])
     config = ADTConfig(begin=0, warmup=0, pictures_every=2, decode_crop=256)
     rows, pictures = rows_and_pictures(Workload(resolution=64, batch=2), config, 4)
     assert rows == 4 * ROW and abs(monitor.rows.stat().st_size / rows - 1) < 0.5

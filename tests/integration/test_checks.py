@@ -230,12 +230,18 @@ def test_a_grid_that_cannot_be_walked(monkeypatch: pytest.MonkeyPatch, options: 
 def test_a_warmup_that_outlasts_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refused(monkeypatch, ADTConfig(warmup=100, every=2), max_train_steps=100)
     assert message.startswith("--adt_begin, --adt_warmup 100 and --adt_every 2 leave no turn of this run")
-    assert message.endswith("lower --adt_warmup to about a tenth of the 100 steps that are left for both, or train longer.")
+    assert message.endswith("lower --adt_warmup to 10, or train longer (the run ends at step 100).")
 
 
 def test_a_first_turn_after_the_end_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refused(monkeypatch, ADTConfig(warmup=100, every=150), max_train_steps=150)
-    assert message.endswith("lower --adt_every: the run ends at step 150.")
+    assert message.endswith("lower --adt_every to 12, or train longer (the run ends at step 150).")
+
+
+def test_a_short_run_is_told_all_that_has_to_change_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refused(monkeypatch, ADTConfig(every=50), max_train_steps=20)
+    assert "lower --adt_warmup to 2 and --adt_every to 2, or train longer" in message
+    assert checks.check_host_options(host_args(max_train_steps=20), ADTConfig(every=2, warmup=2)) is SD
 
 
 def test_a_run_that_resumes_is_asked_when_its_state_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

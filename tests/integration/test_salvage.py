@@ -64,6 +64,26 @@ def test_a_state_is_finite_if_all_its_files_are_and_a_damaged_file_is_not(tmp_pa
     assert "lower --learning_rate (it is 1e9)" in text and "\n" not in text
 
 
+def test_files_of_other_formats_are_said_to_be_not_looked_into(tmp_path: Path) -> None:
+    def said() -> str:
+        return salvage.advice(1, 2, tmp_path, "x", "1")
+
+    assert "no finite file was saved" in said()
+    for other in ("x-finished.ckpt", "y.pt"):  # another run's
+        (tmp_path / other).touch()
+    (tmp_path / "x").mkdir()  # no model
+    assert "no finite file was saved" in said()
+    for age, path in enumerate((tmp_path / "x-000002.ckpt", tmp_path / "x-step00000004.pt")):
+        path.touch()
+        os.utime(path, (1e9 + age, 1e9 + age))
+        assert "no finite file was saved" not in said()
+        assert f"whether {path} or one from before it is finite is not known: files that are not .safetensors" in said()
+    (tmp_path / "x" / "model_index.json").touch()  # a folder of diffusers, newest of all
+    assert f"whether {tmp_path / 'x'} or one" in said()
+    finite = saved(tmp_path / "x.safetensors", 1.0, age=0)
+    assert f"the last finite file is {finite}" in said() and "not known" not in said()
+
+
 def spoil_weights(net: nn.Linear, optimizer: torch.optim.Optimizer, discriminator: nn.Module) -> None:
     net.weight.data[0, 0] = float("nan")
 

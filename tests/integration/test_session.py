@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
+from PIL import ImageDraw
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -34,12 +36,12 @@ def host(tmp_path: Path, tiny_dino: Path) -> Host:
 
 
 @pytest.fixture(autouse=True)
-def progress_bars_as_they_were() -> Iterator[None]:
+def progress_bars_and_loaders_as_they_were() -> Iterator[None]:
     import tqdm
 
-    original = tqdm.std.tqdm.set_postfix
+    original, walk = tqdm.std.tqdm.set_postfix, DataLoaderShard.__iter__
     yield
-    tqdm.std.tqdm.set_postfix = original
+    tqdm.std.tqdm.set_postfix, DataLoaderShard.__iter__ = original, walk
 
 
 def test_a_batch_in_the_hosts_order_adds_a_gradient(host: Host) -> None:
@@ -522,6 +524,41 @@ def test_without_weights_the_data_are_left_alone(host: Host, given: list[dict[st
         host.noise()
         host.accelerator.backward(host.forward())
     assert [named["weights"] for named in given] == [None] * 3 and "data" not in host.session.found
+
+
+def test_the_caption_of_the_followed_image_is_on_its_panels(
+    tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the batch of the first turn, however many come after it."""
+    texts: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda draw, place, text, **how: texts.append(text))
+    host = Host(tmp_path, tiny_dino, pictures_every=1)
+    host.load()
+    host.prepare()
+    batches = [{"captions": [f"{animal} sitting on a long wooden garden bench", "x"]} for animal in ("a cat", "a dog")]
+    loader = host.accelerator.prepare(torch.utils.data.DataLoader(batches, batch_size=1, collate_fn=lambda items: items[0]))
+    for _ in loader:
+        host.noise()
+        host.accelerator.backward(host.forward())
+    panels = [texts[place - 1 : place + 3] for place, text in enumerate(texts) if text.startswith("score")]
+    shown = "a cat sitting on a long wooden garden..."
+    assert [(lines[0], *lines[2:]) for lines in panels] == [
+        (f"turn {turn}  step {step}", "4 steps unrolled", shown) for turn, step in ((0, 0), (1, 0), (2, 1))
+    ]
+    assert not any("dog" in text for text in texts)
+
+
+def test_a_batch_without_captions_has_panels_without(host: Host) -> None:
+    host.session.on_batch({"captions": None})
+    host.session.on_batch({})
+    assert host.session.caption == ""
+
+
+def test_a_run_is_watched_with_a_patience_of_its_own_length(host: Host) -> None:
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    host.accelerator.backward(host.forward())
+    assert host.session.run.health.patience == 25  # of 100 turns
 
 
 def test_the_followed_image_holds_no_graph_of_its_batch(tmp_path: Path, tiny_dino: Path) -> None:

@@ -12,7 +12,7 @@ from adtruns import NUMBERS, assert_same_weights, assert_trained_with_adt, host_
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adt_plugin.core.run.strip import LINE, SIDE
+from adt_plugin.core.run.strip import LINE, PANEL_LINES, SIDE
 from adt_plugin.options import option_names
 from tinyhost.models import HostModel
 from tinyhost.run import BUCKETS, CompletedRun, TinyRun
@@ -48,15 +48,15 @@ def test_pictures_show_generated_beside_real_images(launched: CompletedRun) -> N
     names = sorted(path.name for path in launched.output_dir.glob("*.png"))
     assert names == ["tiny-adt-000002.png", "tiny-adt-000004.png", "tiny-adt-progress.png"]
     with Image.open(launched.output_dir / names[0]) as picture:
-        assert picture.size == (64, 2 * (64 + 14))
+        assert picture.size == (64, 2 * 64 + 3 * 14)
         assert len(picture.getcolors(maxcolors=10_000)) > 100
 
 
 def test_one_image_is_followed_from_before_the_first_turn_on(launched: CompletedRun) -> None:
     """The training image, and what the model makes of it: at the beginning, and after turns 2 and 4."""
     with Image.open(launched.output_dir / "tiny-adt-progress.png") as strip:
-        assert strip.size == (4 * SIDE, SIDE + 3 * LINE + 4)
-        panels = [strip.crop((n * SIDE, 3 * LINE + 4, (n + 1) * SIDE, strip.height)) for n in range(4)]
+        assert strip.size == (4 * SIDE, SIDE + PANEL_LINES * LINE + 4)  # the last one has the image's caption
+        panels = [strip.crop((n * SIDE, PANEL_LINES * LINE + 4, (n + 1) * SIDE, strip.height)) for n in range(4)]
     assert len({panel.tobytes() for panel in panels}) == 4
 
 

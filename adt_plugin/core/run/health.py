@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 50
-"""Turns in a row before a one-sided game is reported (ours)."""
+PATIENCE, LEAST_PATIENCE = 50, 10
+"""The most and the fewest turns in a row before a one-sided game is reported (ours)."""
 
 WON = (
     "the discriminator has told every pair apart for %d turns, so that its gradient says little: lower --adt_disc_lr, or "
@@ -43,6 +43,15 @@ ALIKE, FARTHER = 0.5, 1.2
 
 FIRST = 10
 """So many turns from a start say where its distance began (ours)."""
+
+
+def patience_for(turns: int) -> int:
+    """Return how many turns in a row are reported in a run of so many adversarial ones: a quarter, within bounds.
+
+    A short run is to be warned before it ends, too: at batch 1 its first 32 turns settle the statistics, and the next 32 make
+    the sets that `spread` compares.
+    """
+    return min(PATIENCE, max(LEAST_PATIENCE, turns // 4))
 
 
 class Drift:
@@ -75,10 +84,11 @@ class Health:
     Args:
         max_bad_turns: so many turns in a row that are not finite end the run; 0 lets it go on.
         loss: of the game, which knows when it is won.
+        patience: turns in a row before a game that goes wrong is reported.
     """
 
-    def __init__(self, max_bad_turns: int, loss: AdversarialLoss = LOSSES["relativistic"]) -> None:
-        self.max_bad_turns, self.loss = max_bad_turns, loss
+    def __init__(self, max_bad_turns: int, loss: AdversarialLoss = LOSSES["relativistic"], patience: int = PATIENCE) -> None:
+        self.max_bad_turns, self.loss, self.patience = max_bad_turns, loss, patience
         self.bad_turns = self.bad_in_a_row = 0
         self.in_a_row = {WON: 0, LOST: 0, COLLAPSED: 0, DRIFTING: 0}
         self.drift = Drift()
@@ -108,11 +118,11 @@ class Health:
 
     def _note(self, warning: str, holds: bool) -> None:
         """Count the turns in a row for which it holds; warn once, when they are many."""
-        if self.in_a_row[warning] >= PATIENCE:
+        if self.in_a_row[warning] >= self.patience:
             return
         self.in_a_row[warning] = self.in_a_row[warning] + 1 if holds else 0
-        if self.in_a_row[warning] == PATIENCE:
-            _warn(warning, PATIENCE)
+        if self.in_a_row[warning] == self.patience:
+            _warn(warning, self.patience)
 
 
 def _warn(message: str, *values: int) -> None:

@@ -40,6 +40,8 @@ KEYS = {"grad_positions": "masked"}
 """Fields that have another name in a row: the file's format is older than theirs."""
 
 CAPTION_HEIGHT = 14
+CAPTIONS = 3
+"""Lines of text on a pair; each must fit into 64 pixels."""
 MAX_PAIRS = 8
 
 
@@ -114,7 +116,8 @@ class Monitor:
         if self.pictures_every == 0 or report.turn % self.pictures_every:
             return None
         path = self.folder / f"{self.stem}-{report.turn:06d}.png"
-        return path if self._write(lambda: pair_picture(report.gen, report.real, report.scores).save(path)) else None
+        shown = (report.gen, report.real, report.pairs, report.start)
+        return path if self._write(lambda: pair_picture(*shown).save(path)) else None
 
     def add_panel(self, look: Look, caption: list[str]) -> Image.Image | None:
         """Add what a look has seen to the strip `<stem>-progress.png`, which begins with the training image itself.
@@ -154,22 +157,26 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def pair_picture(gen: Tensor, real: Tensor, scores: Tensor) -> Image.Image:
-    """Draw up to 8 pairs in columns: generated above, real below, the pair's score as a caption.
+def pair_picture(gen: Tensor, real: Tensor, scores: Tensor, start: int) -> Image.Image:
+    """Draw up to 8 pairs in columns: generated above, real below, each with its score, and above all the steps unrolled.
 
     Args:
         gen, real: `(B, 3 or 1, H, W)` in [-1, 1]; values outside are clipped.
-        scores: `(B,)`.
+        scores: `(2, B)`, of generated and of real images.
+        start: s in 1..m.
     """
     from PIL import Image, ImageDraw
 
     gen, real = (displayable(images[:MAX_PAIRS]) for images in (gen, real))
     count, height, width, _ = gen.shape
-    canvas = Image.new("RGB", (count * width, 2 * (height + CAPTION_HEIGHT)), "black")
+    canvas = Image.new("RGB", (count * width, 2 * height + CAPTIONS * CAPTION_HEIGHT), "black")
     draw = ImageDraw.Draw(canvas)
-    for column in range(count):
-        for row, (images, caption) in enumerate(((gen, f"gen {float(scores[column]):+.2f}"), (real, "real"))):
-            top = row * (height + CAPTION_HEIGHT)
-            draw.text((column * width + 2, top + 1), caption, fill="white")
-            canvas.paste(Image.fromarray(images[column].numpy()), (column * width, top + CAPTION_HEIGHT))
+    for column, (score_gen, score_real) in enumerate(zip(*scores[:, :count].tolist(), strict=True)):
+        left, top = column * width, 0
+        for images, lines in ((gen, [f"start {start}", f"gen {score_gen:+.2f}"]), (real, [f"real {score_real:+.2f}"])):
+            for text in lines:
+                draw.text((left + 2, top + 1), text, fill="white")
+                top += CAPTION_HEIGHT
+            canvas.paste(Image.fromarray(images[column].numpy()), (left, top))
+            top += height
     return canvas

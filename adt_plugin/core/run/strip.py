@@ -19,6 +19,10 @@ SIDE = 256
 """The longer side of a panel's image in pixels; smaller images are enlarged to it."""
 
 LINE = 12
+LETTERS = 40
+"""So many letters of a line have room in a panel."""
+PANEL_LINES = 4
+"""The most lines above a panel's image."""
 COLUMNS = 8
 MOST = 64
 """Panels that a strip holds; of more, every second goes, so that the whole run stays in sight."""
@@ -42,6 +46,12 @@ def panel(image: Tensor, caption: list[str]) -> Image.Image:
         draw.text((2, 1 + LINE * number), text, fill="white")
     canvas.paste(pixels, (0, canvas.height - SIDE))
     return canvas
+
+
+def shortened(text: str) -> str:
+    """Return a caption as one line that has room in a panel; letters that Pillow's own font may lack become question marks."""
+    line = " ".join(text.split()).encode("latin-1", "replace").decode("latin-1")
+    return line if len(line) <= LETTERS else line[: LETTERS - 3].rstrip(" ,") + "..."
 
 
 class Strip:
