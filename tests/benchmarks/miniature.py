@@ -49,7 +49,8 @@ FIGURES = ("fd", "kid", "pixel_fd", "precision", "recall", "well_formed", "novel
 PARTS = "paper"
 """The group of ablations that take something away; ADT at its best is chosen from the others, by one run on validation each."""
 PLAIN, FROZEN, BEST = "plain", "frozen heads", "ADT at its best"
-DIVERSE = Variant("ADT, diversity 10", changed({"diversity": 10.0}))
+DIVERSE, DIVERSE_SEEDS = Variant("ADT, diversity 10", changed({"diversity": 10.0})), 3
+"""What is shown beside what ships, and of how many of the seeds."""
 NAMES = {
     "base": "the base",
     PLAIN: "plain training, best of 6",
@@ -164,8 +165,7 @@ class Bench:
         results = {}
         for name, variant in finalists.items():
             if name != BEST or grid == LEADING:
-                seeds = range(self.plan.seeds if variant.plan else 1)
-                cells = [self.cell(variant, seed, self.heldout[grid], grid) for seed in seeds]
+                cells = [self.cell(variant, seed, self.heldout[grid], grid) for seed in range(seeds_of(variant, self.plan))]
                 results[name] = [[asdict(cell) for cell in noises] for noises in cells]
         return results
 
@@ -184,11 +184,16 @@ def what_is_read(variant: Variant) -> tuple[Any, ...]:
     return tuple(plan), adt, variant.grids
 
 
+def seeds_of(variant: Variant, plan: Plan) -> int:
+    """Return how many seeds of a finalist are run on the held-out split."""
+    return 1 if variant.plan is None else min(plan.seeds, DIVERSE_SEEDS) if variant == DIVERSE else plan.seeds
+
+
 def count_runs(plan: Plan) -> int:
     """Count the runs of a benchmark from nothing: all trials, one more of each group, the base and the finalists."""
     groups = (PLAIN_TRIALS, FROZEN_TRIALS)
     trials = sum(len(group) + 1 for group in groups) + sum(1 + len(ABLATIONS[group]) for group in plan.ablations)
-    reported = 1 + plan.seeds * (len(groups) + 2)  # the base, the rivals, ADT, and ADT with more diversity
+    reported = sum(seeds_of(variant, plan) for variant in (BASE, ADT, DIVERSE)) + plan.seeds * len(groups)
     return trials + len(HELDOUT) * reported + plan.seeds * bool({*plan.ablations} - {PARTS})
 
 
@@ -299,7 +304,7 @@ def changes(results: dict[str, Any], grid: str) -> Iterator[list[str]]:
         for steps in STEPS:
             ours, theirs = values(results, run, "fd", steps, grid), values(results, other, "fd", steps, grid)
             theirs = theirs * len(ours) if len(theirs) == 1 else theirs
-            row.append(change_text(ours, theirs))
+            row.append(change_text(ours, theirs[: len(ours)]))
         yield row
 
 
@@ -309,13 +314,17 @@ def pooled(found: Sequence[dict[str, Any]], grid: str, run: str = "ADT") -> str:
     for other, (figure, text) in product((PLAIN, FROZEN), POOLED.items()):
         row = [f"{figure}, against {NAMES[other].partition(',')[0]}"]
         for steps in STEPS:
-            ours, theirs = (
-                [x for results in found for x in values(results, name, figure, steps, grid)] for name in (run, other)
-            )
+            pairs = [pair for results in found for pair in paired(results, run, other, figure, steps, grid)]
+            ours, theirs = map(list, zip(*pairs, strict=True))
             row.append(text(ours, theirs))
         rows.append(row)
-    pairs = sum(len(results[HELDOUT[grid]][run]) for results in found)
-    return report.table([f"{run}, {GRIDS[grid]} grid, {pairs} pairs", *(f"{steps} steps" for steps in STEPS)], rows)
+    seeds = sum(len(results[HELDOUT[grid]][run]) for results in found)
+    return report.table([f"{run}, {GRIDS[grid]} grid, {seeds} pairs", *(f"{steps} steps" for steps in STEPS)], rows)
+
+
+def paired(results: dict[str, Any], run: str, other: str, figure: str, steps: int, grid: str) -> Iterator[tuple[float, float]]:
+    """Yield a figure of two runs seed by seed, as far as both have been run."""
+    yield from zip(values(results, run, figure, steps, grid), values(results, other, figure, steps, grid), strict=False)
 
 
 def draw_curves(results: dict[str, Any], path: Path) -> None:
