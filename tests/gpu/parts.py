@@ -149,7 +149,7 @@ def flow_cells(setting: Setting) -> Iterator[Cell]:
 
 
 def full_cells(setting: Setting) -> Iterator[Cell]:
-    """Full fine-tuning of SDXL, in which an optimizer steps inside the backward pass that it shares with the turn, and after it."""
+    """Full fine-tuning of SDXL; its optimizer steps inside the backward pass, which the turn then shares, and after it."""
     adafactor = ("--optimizer_type", "Adafactor", "--optimizer_args", "scale_parameter=False", "relative_step=False")
     options = (*adafactor, "warmup_init=False", "--mixed_precision", "bf16", "--full_bf16", "--max_grad_norm", "0", *SDPA)
     options += ("--gradient_checkpointing", "--cache_latents", "--no_half_vae", "--cache_text_encoder_outputs")
