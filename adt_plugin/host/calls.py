@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves, tree_map
@@ -58,12 +59,31 @@ class DenoiserCall:
     @property
     def has_graph(self) -> bool:
         """Whether a captured tensor has been computed from something that is trained."""
-        return any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree_leaves(self.arguments))
+        return any(tensor.grad_fn is not None for tensor in _tensors(self.arguments))
 
     @property
     def latents(self) -> Tensor | None:
         """What the host handed over in the latents' place, as it packed them; None if nothing was there."""
         return self.arguments.get(self.convention.latents)
+
+    def grown(self, latents: Tensor, larger: Tensor, rows: Callable[[Tensor], Tensor]) -> DenoiserCall | None:
+        """Return the same call for a batch of another size, or None where it has a part that nobody knows to resize.
+
+        Args:
+            latents, larger: of both batches, `(B, C, h, w)`.
+            rows: makes as many rows of a tensor as the other batch has.
+        """
+        place = self.convention.latents
+
+        def fitted(tensor: Tensor) -> Tensor:
+            tensor = rows(tensor) if tensor.ndim and len(tensor) == len(latents) else tensor
+            return resized(tensor, *larger.shape[-2:]) if tensor.ndim > 3 else tensor
+
+        arguments = {name: value for name, value in self.arguments.items() if name != place}
+        if any(tensor.ndim > 3 and tensor.shape[-2:] != latents.shape[-2:] for tensor in _tensors(arguments)):
+            return None
+        arguments = _each_tensor(fitted, arguments) | {place: self.convention.pack(larger).to(self.arguments[place].dtype)}
+        return replace(self, arguments=arguments | self.convention.places(arguments, larger))
 
     def conditioned(self, encoded: Sequence[Any]) -> DenoiserCall:
         """Return the same call with another prompt's conditioning, of batch size 1, in place of the captured one."""
@@ -105,6 +125,18 @@ class DenoiserCall:
         call = self.unwrapped()
         with evaluating(call.module):
             return call(x, t)
+
+
+def resized(tensor: Tensor, height: int, width: int) -> Tensor:
+    """Return the nearest values of a tensor `(..., h, w)` at another size, in its own type."""
+    sides = zip((height, width), tensor.shape[-2:], strict=True)
+    down, across = (torch.arange(new, device=tensor.device) * old // new for new, old in sides)
+    return tensor[..., down, :][..., across]
+
+
+def _tensors(arguments: Arguments) -> list[Tensor]:
+    """Return all tensors in the arguments."""
+    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
 
 
 def _each_tensor(taken: Callable[[Tensor], Tensor], arguments: Arguments) -> Arguments:

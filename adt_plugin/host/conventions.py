@@ -42,6 +42,11 @@ def nothing(encoded: Sequence[Any], arguments: Arguments) -> Arguments:
     return {}
 
 
+def no_places(arguments: Arguments, latents: Tensor) -> Arguments:
+    """Return no argument: none says where in the image a token lies."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Convention:
     """One denoiser's calling convention.
@@ -54,6 +59,7 @@ class Convention:
         time_as_given: the denoiser takes the precision of its own embedding from that of t: it has to be the host's.
         conditioning: (encoded prompt, the captured arguments) -> the arguments that depend on the prompt.
         fixed: arguments that are the same in every repeated call.
+        places: (arguments, latents of another size) -> the arguments that say where in the image each token lies.
     """
 
     latents: Place = 0
@@ -64,6 +70,7 @@ class Convention:
     time_as_given: bool = False
     conditioning: Callable[[Sequence[Any], Arguments], Arguments] = nothing
     fixed: Mapping[Place, Any] = field(default_factory=dict)
+    places: Callable[[Arguments, Tensor], Arguments] = no_places
 
 
 # Stable Diffusion 1.x, 2.x, XL: unet(x, t, context[, vector]) -> noise or v
@@ -124,6 +131,13 @@ def flux_conditioning(encoded: Sequence[Any], arguments: Arguments) -> Arguments
     return {name: value for name, value in given.items() if arguments.get(name) is not None}
 
 
+def flux_places(arguments: Arguments, latents: Tensor) -> Arguments:
+    """Return the row and column of every patch, `(B, h/2 * w/2, 3)`, as the host prepares them."""
+    height, width = (length // 2 for length in latents.shape[-2:])
+    grid = torch.cartesian_prod(torch.zeros(1), torch.arange(float(height)), torch.arange(float(width)))
+    return {"img_ids": grid.to(arguments["img_ids"]).expand(len(latents), -1, -1)}
+
+
 FLUX = Convention(
     latents="img",
     timestep="timesteps",
@@ -132,6 +146,7 @@ FLUX = Convention(
     time=lambda t: t / 1000,
     conditioning=flux_conditioning,
     fixed={"mod_vectors": None},  # Chroma's depend on t: without them it computes them itself
+    places=flux_places,
 )
 
 

@@ -29,3 +29,7 @@ class Findings:
         if name not in self._found:
             raise SeamError(f"{name} was needed before sd-scripts had made it")
         return self._found[name]
+
+    def get(self, name: str) -> Any:
+        """Return a part, or None where the host has not brought it."""
+        return self._found.get(name)

@@ -42,7 +42,7 @@ class HostFirst:
     def backward(self, run: Run, batch: Predicted, step: int, loss: Tensor, backward: Backward) -> None:
         """Pull back the loss, then the turn; a rehearsal, if there is to be one, lies between them."""
         backward(loss)
-        run.rehearse(batch, step, backward, lambda call: call)
+        run.rehearse(batch, step, lambda call: call, backward)
         if run.turn.due(step):
             run.make_turn(batch, step, backward, lambda call: call)
 
@@ -55,11 +55,13 @@ class Together:
         return replace(batch, prediction=prediction)
 
     def backward(self, run: Run, batch: Predicted, step: int, loss: Tensor, backward: Backward) -> None:
-        """Pull back the sum, or the loss alone."""
+        """Pull back the sum, or the loss alone; a rehearsal comes before, since its graph and the loss's are alive together."""
         if batch.prediction is not None:
             run.turn.measure(loss, batch.prediction, run.loss_scale)
+            batch = replace(batch, prediction=None)
+        run.rehearse(replace(batch, call=batch.call.detached()), step, DenoiserCall.unwrapped)
         if run.turn.due(step):
-            run.make_turn(replace(batch, prediction=None), step, backward, DenoiserCall.unwrapped, loss)
+            run.make_turn(batch, step, backward, DenoiserCall.unwrapped, loss)
         else:
             backward(loss)
 

@@ -32,6 +32,7 @@ from adt_plugin.core.schedule import TurnCount, TurnSchedule
 from adt_plugin.core.stopwatch import Interval
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host.batch import Predicted
+from adt_plugin.host.buckets import Largest
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.deepspeed import engine_of, loss_scale_of, skipping
 from adt_plugin.host.families import Family
@@ -101,6 +102,7 @@ class Run:
         denoiser: prepared by the host.
         turn: with its sampler, decoder and discriminator on the run's device.
         headroom: makes the turns.
+        largest: makes the largest batch of the run's data of one that has come.
         host_levers: sd-scripts' own options that would need less memory and are not set.
         guide: binds a batch's call as a denoiser.
         feedback: shows every turn.
@@ -118,6 +120,7 @@ class Run:
     denoiser: nn.Module
     turn: AdversarialTurn
     headroom: Headroom
+    largest: Largest
     host_levers: tuple[str, ...]
     guide: Guide
     feedback: Feedback
@@ -178,18 +181,35 @@ class Run:
         self.say(self.story.tell(report, interval.seconds()))
         self._examine(report)
 
-    def rehearse(self, batch: Predicted, step: int, backward: Backward, with_graph: Callable[[DenoiserCall], Denoiser]) -> None:
-        """Rehearse a turn on a batch that is larger than those before it, on a device whose memory is limited.
+    def rehearse(
+        self,
+        batch: Predicted,
+        step: int,
+        with_graph: Callable[[DenoiserCall], Denoiser],
+        backward: Backward | None = None,
+    ) -> None:
+        """Rehearse a turn where memory is limited and this batch is larger than what has been rehearsed.
+
+        It is one on the largest batch that is to come, if that can be made.
 
         Args:
-            step, backward, with_graph: as for a turn.
+            step, with_graph: as for a turn.
+            backward: the host's own; None where the host has one pass for its loss and the turn, which is left alone.
 
         Raises:
             TurnOutOfMemoryError, SeamError: as for a turn.
         """
-        if self.headroom.is_larger(step, batch.noised.latents):
-            given = self._given(batch, backward, with_graph)
-            self._in_memory(step, lambda: self.headroom.rehearse(step, self._trained(), **given))
+        if not self.headroom.is_larger(step, batch.noised.latents):
+            return
+        larger, memory = self.largest.of(batch), self.turn.memory
+        if memory.keeps_graphs(larger.noised.latents) != memory.keeps_graphs(batch.noised.latents):
+            larger = batch  # it is this batch's graphs that have come to be kept
+
+        def rehearse(each: Predicted) -> None:
+            given = self._given(each, backward or torch.Tensor.backward, with_graph)
+            self._in_memory(step, lambda: self.headroom.rehearse(step, self._trained(), joined=backward is None, **given))
+
+        self.largest.attempt(rehearse, batch, larger)
 
     def _given(self, batch: Predicted, backward: Backward, with_graph: Callable[[DenoiserCall], Denoiser]) -> dict[str, Any]:
         """Return what a turn on a batch is given."""

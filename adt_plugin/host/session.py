@@ -35,6 +35,7 @@ from adt_plugin.core.schedule import AdversarialRate, TurnCount, TurnSchedule
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host import forecast, resume, trained
 from adt_plugin.host.batch import Batch, Idle, Noised, Predicted
+from adt_plugin.host.buckets import Largest, is_compiled
 from adt_plugin.host.calls import DenoiserCall
 from adt_plugin.host.checks import check_processes, memory_levers, trained_range, weighs_images
 from adt_plugin.host.conventions import only_tensor, same, without_frames
@@ -220,6 +221,7 @@ class Session:
         """Note how many batches an epoch has, and listen to them where images have weights, or pictures have captions."""
         if "batches" not in self.found:  # the validation's come later
             self.found.bring("batches", len(loader))
+            self.found.bring("dataset", loader.dataset)
         if self.weighs or self.config.pictures_every:
             self._remember(trained.on_data(loader, self.on_batch))
 
@@ -289,6 +291,7 @@ class Session:
             denoiser=self.found["denoiser"],
             turn=turn,
             headroom=Headroom(turn),
+            largest=Largest(self.found.get("dataset"), turn.latent_pixels, possible=not is_compiled(unwrapped)),
             host_levers=tuple(memory_levers(self.args)),
             guide=guide,
             feedback=feedback,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.forecast import Parts
 from adt_plugin.core.stopwatch import Stopwatch
+from adt_plugin.cost import tiny
 from adt_plugin.cost.measure import Base, Measured, measure_base, measure_turn, one_thread, prepared
 from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.workbench import Workbench, Workload
@@ -97,6 +100,25 @@ def scale_of(device: torch.device) -> Scale:
     tiny = replace(small, resolution=64)
     growth = _resolutions(tiny, (64, 128, 192)), _batches(tiny, (1, 2, 4))
     return Scale(False, small, replace(small, resolution=192), *growth, (tiny, replace(tiny, rank=0)))
+
+
+@contextmanager
+def in_miniature() -> Iterator[None]:
+    """Let all tables inside be those of the tiny model with its own backbone, each as short as it can be."""
+    small = Workload(tiny.NAME, 64, 1, 4, True, "fp32")
+    larger, whole = replace(small, resolution=128), replace(WHOLE, steps=2, grad_steps=1, **tiny.OPTIONS)
+    sizes = {
+        "scale_of": lambda device: Scale(device.type == "cuda", small, small, (small, larger), (small,), (small,)),
+        "levers": lambda workload, on_gpu: (Lever("whole image", whole), Lever("--adt_offload", replace(whole, offload=True))),
+        "USUAL": (small,),
+        "GRID_STEPS": (2,),
+        "GRID_GRAD_STEPS": (1,),
+        "MEASURED_HEADS": MEASURED_HEADS | tiny.OPTIONS,
+        "WHOLE": whole,
+        "SMALL": whole,
+    }
+    with patch.multiple(__name__, **sizes):
+        yield
 
 
 def _resolutions(workload: Workload, sides: tuple[int, ...]) -> tuple[Workload, ...]:

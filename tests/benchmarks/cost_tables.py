@@ -13,7 +13,6 @@ from adt_plugin.core.config import ADTConfig
 from adt_plugin.core.forecast import RUN_STEPS, Parts, as_sampled, mean_turn, run_ratio, total, turn_shares
 from adt_plugin.cost.count import Peaks, counted_parts, counted_peaks, kept_graphs
 from adt_plugin.cost.measure import Base, Measured
-from adt_plugin.cost.models import MODELS
 from adt_plugin.cost.report import GIB, TERA
 from adt_plugin.cost.workbench import Workload
 from adt_plugin.demo.report import table
@@ -133,7 +132,7 @@ def finishing_section(cells: dict[str, Any]) -> Iterator[str]:
         config, parts = as_sampled(config, workload.model), Parts(**stored["parts"])
         finish = run_ratio(parts, replace(config, begin=0), FINISH_STEPS)
         longer = run_ratio(parts, replace(config, begin=0.8), RUN_STEPS)
-        title = MODELS[workload.model].title
+        title = workload.size.title
         rows.append([title, f"as long as {FINISH_STEPS * finish:.0f} plain ones", f"{finish:.1f} x", f"{longer:.2f} x"])
     if rows:
         yield "### A run of its own, or a longer adversarial part\n\nA LoRA, batch 1, the warm-up included."
@@ -142,7 +141,7 @@ def finishing_section(cells: dict[str, Any]) -> Iterator[str]:
 
 def workload_columns(workload: Workload) -> list[str]:
     """Model, what is trained, batch."""
-    size = MODELS[workload.model]
+    size = workload.size
     return [f"{size.title}, {workload.side * 8} px", "LoRA" if workload.rank else "all weights", str(workload.batch)]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adt_plugin.core.diffusion.balance import EMA, GradientBalance
+from adt_plugin.core.diffusion.balance import EMA, KNOWN, GradientBalance
+from adt_plugin.core.schedule import MEASURED
 
 
 def balance(mode: str, weight: float = 0.5, max_ratio: float = 100.0, diffusion: float | None = 2.0) -> GradientBalance:
@@ -17,6 +18,13 @@ def balance(mode: str, weight: float = 0.5, max_ratio: float = 100.0, diffusion:
 
 def applied(target: GradientBalance, norm: float) -> float:
     return float(target.scale(torch.tensor(norm)) * norm)
+
+
+def measured(target: GradientBalance, norms: tuple[float, ...]) -> GradientBalance:
+    """A balance that has learned from these norms, as at the end of a warm-up."""
+    for norm in norms:
+        target.measure(torch.tensor(norm))
+    return target
 
 
 def test_the_running_mean_is_unbiased_from_the_first_value_on() -> None:
@@ -57,10 +65,42 @@ def test_cap_keeps_small_gradients_small_and_bounds_large_ones() -> None:
 
 def test_cap_knows_the_average_from_what_was_measured_before() -> None:
     """A start next to the image gives a small gradient: the first turn of a run must not raise it to the diffusion loss's."""
-    target = balance("cap")
-    for norm in (10.0, 12.0, 8.0, 10.0):
-        target.measure(torch.tensor(norm))
+    target = measured(balance("cap"), (10.0, 12.0, 8.0, 10.0))
     assert applied(target, 0.7) == pytest.approx(0.08, rel=0.2)
+
+
+def test_cap_makes_no_gradient_larger_while_it_knows_no_average() -> None:
+    """Without a warm-up the first start may lie next to the image: its small norm is not yet what is usual."""
+    target = balance("cap", weight=5.0)
+    for _ in range(KNOWN):
+        assert applied(target, 0.07) == pytest.approx(0.07)
+    assert applied(balance("cap", weight=5.0), 300.0) == pytest.approx(5.0 * 2.0)  # bounded as ever
+    assert applied(balance("ratio", weight=5.0), 0.07) == pytest.approx(5.0 * 2.0)
+
+
+def test_cap_gives_the_average_turn_its_norm_from_the_fifth_on() -> None:
+    target = balance("cap")
+    assert [round(applied(target, 0.1), 4) for _ in range(KNOWN + 1)] == [0.1] * KNOWN + [1.0]
+
+
+def test_cap_counts_no_norm_that_is_not_finite() -> None:
+    target = measured(balance("cap"), (0.1,) * (KNOWN - 1) + (float("nan"),) * 3)
+    assert applied(target, 0.1) == pytest.approx(0.1)
+    assert applied(target, 0.1) == pytest.approx(1.0)
+
+
+def test_after_a_warm_up_cap_is_the_plain_formula_to_the_bit() -> None:
+    """The defaults have one, whose last turns measure more than is needed."""
+    assert MEASURED >= KNOWN
+    target, twin = (measured(balance("cap"), tuple(torch.rand(MEASURED, generator=seeded()).tolist())) for _ in range(2))
+    for norm in torch.rand(20, generator=seeded()):
+        twin.adversarial.update(norm)
+        expected = 0.5 * twin.diffusion.value / torch.maximum(norm, twin.adversarial.value)
+        assert torch.equal(target.scale(norm), expected)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def test_none_is_the_plain_weight() -> None:

@@ -15,8 +15,10 @@ from adt_plugin.core.diffusion.denoiser import Denoiser, Guided
 from adt_plugin.core.diffusion.gradient_path import Backward, leaf_gradients, replay
 from adt_plugin.core.diffusion.passes import JoinedPass, OwnPasses, Passes
 from adt_plugin.core.diffusion.unroll import noised_start, unroll
+from adt_plugin.core.out_of_memory import OUT_OF_MEMORY, TurnOutOfMemoryError
 from adt_plugin.core.report import TurnReport
 from adt_plugin.core.rng import preserved_rng
+from adt_plugin.core.run import rehearsal
 from adt_plugin.core.run.rehearsal import Headroom
 from adt_plugin.core.turn import AdversarialTurn
 from toys import ToyDenoiser, toy_decode, toy_latents, toy_turn
@@ -312,13 +314,45 @@ def test_the_backward_of_a_joined_turn_is_called_once() -> None:
     assert len(calls) == 1
 
 
-def test_a_joined_turn_is_not_rehearsed() -> None:
-    """Its pass is the loop's own: a trial would free the loop's graph, and step whatever steps inside it."""
-    loop = Loop("joined")
-    prediction, loss = diffusion_loss(loop.net, toy_latents(dtype=torch.float64))
-    loop.turn.measure(loss, prediction)
-    headroom = Headroom(loop.turn, limited=lambda device: True)
+def test_a_joined_turn_is_rehearsed_beside_the_loops_graph_without_a_trace() -> None:
+    """Nothing steps inside its pass, and the loop's own loss is pulled back as if there had been none."""
+    rehearsed, plain = Loop("joined", dropout=0.3), Loop("joined", dropout=0.3)
     latents = toy_latents(dtype=torch.float64)
-    assert not headroom.is_larger(0, latents)
-    headroom.make_turn(loop.net, latents, backward=loop.backward, loss=loss)
-    assert (loop.turn.turns, len(loop.passes), headroom.rehearsed) == (1, 1, {})
+    for loop in (rehearsed, plain):
+        torch.manual_seed(0)
+        prediction, loss = diffusion_loss(loop.net, latents)
+        loop.turn.measure(loss, prediction)
+        headroom = Headroom(loop.turn, limited=lambda device, loop=loop: loop is rehearsed)
+        calls = loop.net.calls
+        if headroom.is_larger(0, latents):
+            headroom.rehearse(0, list(loop.net.parameters()), loop.net, latents, joined=True)
+            assert loop.net.calls - calls == 5 + 2  # the unroll, and both trained steps with a graph
+            assert (loop.fired, loop.turn.turns, len(loop.passes)) == (0, 0, 0)
+            assert all(parameter.grad is None for parameter in loop.net.parameters())
+        assert bool(headroom.rehearsed) == (loop is rehearsed)
+        headroom.make_turn(loop.net, latents, backward=loop.backward, loss=loss)
+    assert torch.equal(rehearsed.net.gradients(), plain.net.gradients())
+    assert torch.equal(*(torch.cat([p.flatten() for p in loop.turn.discriminator.parameters()]) for loop in (rehearsed, plain)))
+
+
+def test_of_a_whole_model_the_smallest_gradients_are_computed() -> None:
+    """Biases and scales lie in all depths; all gradients together would be a second model, which the true pass never holds."""
+    net = ToyDenoiser()
+    assert list(rehearsal.smallest(list(net.parameters()), 60)) == [net.last.bias, net.first.bias]
+    assert len(list(rehearsal.smallest(list(net.parameters()), 10**6))) == 4
+    assert list(rehearsal.smallest(list(net.parameters()), 1)) == [net.last.bias]
+
+
+def test_memory_that_runs_out_in_a_rehearsed_joined_pass_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OUT_OF_MEMORY("CUDA out of memory.")
+
+    loop = Loop("joined")
+    latents = toy_latents(dtype=torch.float64)
+    prediction, loss = diffusion_loss(loop.net, latents)
+    loop.turn.measure(loss, prediction)
+    with monkeypatch.context() as patch:
+        patch.setattr(rehearsal, "_pulling_apart", lambda parameters: full)
+        with pytest.raises(TurnOutOfMemoryError, match="stage 'replay'") as refused:
+            Headroom(loop.turn, lambda device: True).rehearse(0, list(loop.net.parameters()), loop.net, latents, joined=True)
+    assert not refused.value.in_gradient

@@ -70,7 +70,8 @@ def host_run(
 def environment(setting: Setting, output: Path, adt: bool) -> dict[str, str]:
     """Variables of the host's process: on a card it has all cores to load with, and a plain run does not know the plugin."""
     threads = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)} if setting.device == "cuda" else {}
-    return threads | {"TINYHOST_PEAK": str(output / "peak.json")} | ({} if adt else {"ADT_PLUGIN_DISABLE": "1"})
+    peak = {"TINYHOST_PEAK": str(output / "peak.json")} if setting.device == "cuda" else {}
+    return threads | peak | ({} if adt else {"ADT_PLUGIN_DISABLE": "1"})
 
 
 def sized(script: str, family: str, side: int, small: bool) -> tuple[str, ...]:

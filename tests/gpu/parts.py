@@ -149,14 +149,14 @@ def flow_cells(setting: Setting) -> Iterator[Cell]:
 
 
 def full_cells(setting: Setting) -> Iterator[Cell]:
-    """Full fine-tuning of SDXL with the fused backward pass; where the plugin refuses it, its sentence is the result."""
+    """Full fine-tuning of SDXL; its optimizer steps inside the backward pass, which the turn then shares, and after it."""
     adafactor = ("--optimizer_type", "Adafactor", "--optimizer_args", "scale_parameter=False", "relative_step=False")
     options = (*adafactor, "warmup_init=False", "--mixed_precision", "bf16", "--full_bf16", "--max_grad_norm", "0", *SDPA)
     options += ("--gradient_checkpointing", "--cache_latents", "--no_half_vae", "--cache_text_encoder_outputs")
     fused = (*options, "--fused_backward_pass")
     if not setting.miniature:
         yield host_cell("plain fused", "sdxl_train.py", "sdxl", fused, 1.5, adt=False)
-        yield host_cell("adt fused", "sdxl_train.py", "sdxl", fused, 1.5, adt=True)
+    yield host_cell("adt fused", "sdxl_train.py", "sdxl", (*fused, "--adt_memory", "auto"), 1.5, adt=True)
     yield host_cell("adt", "sdxl_train.py", "sdxl", options, 1.5, adt=True)
 
 
@@ -167,8 +167,7 @@ def cost_cells(setting: Setting) -> Iterator[Cell]:
     """A plain step, its parts, turns replayed and with kept graphs, and the whole unroll in one graph; then all tables."""
     for model in ("tiny",) if setting.miniature else ("sd15", "sdxl", "sd3"):
         yield Cell(model, lambda s, model=model: measured(s, model), minutes=2)
-    if not setting.miniature:
-        yield Cell("tables", cost_tables, minutes=20)
+    yield Cell("tables", cost_tables, minutes=20)
 
 
 def measured(setting: Setting, model: str, one_graph: bool = True) -> Result:
@@ -204,9 +203,14 @@ def cost_tables(setting: Setting) -> Result:
     import torch
 
     from benchmarks.cost import write_tables
+    from benchmarks.cost_sweep import in_miniature
 
     folder = setting.out / "cost"
     folder.mkdir(exist_ok=True)
+    if setting.miniature:
+        with in_miniature():
+            write_tables(folder, torch.device(setting.device), repeats=1)
+        return {"written": str(folder / "cost.md")}
     if not (folder / "cost.json").exists():
         shutil.copy(REPOSITORY / "docs" / "benchmarks" / "cost.json", folder)
     write_tables(folder, torch.device(setting.device), repeats=2)

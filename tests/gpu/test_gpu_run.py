@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,30 +18,38 @@ import torch
 
 from gpu import effect, hosts, parts, run, tables
 from gpu.parts import PARTS, Cell, Part, Setting
-from tinyhost.run import REPOSITORY
-
-WITHOUT_HOST = "1-gpu-check,6-cost,7-effect"
+from tinyhost.run import REPOSITORY, run_host
+from tinyhost.warm import run_warm
 
 
 def results(out: Path) -> dict[str, dict[str, object]]:
     return {f"{path.parent.name}/{path.stem}": json.loads(path.read_text()) for path in sorted(out.glob("?-*/*.json"))}
 
 
-@pytest.mark.slow
-def test_the_parts_that_need_no_host_run_by_the_command_itself(tmp_path: Path) -> None:
-    options = ("--miniature", "--device", "cpu", "--parts", WITHOUT_HOST)
+MINIATURE = ("--miniature", "--device", "cpu")
+
+
+def test_the_command_itself_runs_what_needs_no_host(tmp_path: Path) -> None:
+    options = (*MINIATURE, "--parts", "1-gpu-check,7-effect")
     command, variables = [REPOSITORY / "tests" / "gpu" / "run.sh", tmp_path, *options], os.environ | {"PYTHON": sys.executable}
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=1200)
     found = results(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {name: cell["status"] for name, cell in found.items()} == dict.fromkeys(
-        ("1-gpu-check/sd15", "6-cost/tiny", "7-effect/seed-0"), "done"
-    ), found
-    cost, effect = found["6-cost/tiny"]["result"], found["7-effect/seed-0"]["result"]
+    statuses = {name: cell["status"] for name, cell in found.items()}
+    assert statuses == {"1-gpu-check/sd15": "done", "7-effect/seed-0": "done"}, found
     assert found["1-gpu-check/sd15"]["result"]["ready"] is True
-    assert cost["turn_low"] > cost["step"] > 0 and cost["one_graph_gib"] > 0
+    effect = found["7-effect/seed-0"]["result"]
     assert effect["adt"] != effect["plain"] and effect["plain"]["fd_5"] > 0
-    assert (tmp_path / "summary.md").read_text().count("| done |") == 3
+    assert (tmp_path / "summary.md").read_text().count("| done |") == 2
+
+
+def test_what_the_workbench_measures_and_all_its_tables(tmp_path: Path) -> None:
+    run.main([str(tmp_path), *MINIATURE, "--parts", "6-cost"])
+    found = results(tmp_path)
+    assert {name: cell["status"] for name, cell in found.items()} == {"6-cost/tiny": "done", "6-cost/tables": "done"}, found
+    cost, page = found["6-cost/tiny"]["result"], (tmp_path / "cost" / "cost.md").read_text()
+    assert cost["turn_low"] > cost["step"] > 0 and cost["one_graph_gib"] > 0
+    assert "Tiny, 64 px" in page and "| --adt_offload" in page and "## Measured: a GPU" in page
 
 
 @pytest.mark.skipif(find_spec("pip") is None, reason="this environment has no pip")
@@ -63,10 +72,35 @@ def test_wheels_that_were_carried_are_there_without_a_network(tmp_path: Path) ->
     assert done.stdout.strip() == "2", done.stderr
 
 
+@pytest.fixture
+def warm_host(host_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's scripts run in processes that have imported what they need."""
+    monkeypatch.setattr(hosts, "run_host", partial(run_host, runner=run_warm))
+
+
+@pytest.mark.parametrize(
+    ("part", "cell"),
+    [
+        ("2-sd15", "bf16 adt offload"),
+        ("3-sdxl-presets", "8 GB"),
+        ("3-sdxl-presets", "8 GB plain"),
+        ("4-flow", "flux fp8 adt"),
+        ("5-sdxl-full", "adt fused"),
+    ],
+)
+def test_a_cell_of_every_part_that_runs_the_host(part: str, cell: str, warm_host: None, tmp_path: Path) -> None:
+    run.main([str(tmp_path), *MINIATURE, "--cell", part, cell])
+    (found,) = results(tmp_path).values()
+    assert found["status"] == "done", found
+    adt = "plain" not in cell
+    assert found["result"]["step_seconds"] > 0 and ("turns" in found["result"]) is adt
+    assert not adt or (found["result"]["turns"] > 0 and found["result"]["skipped"] == 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["2-sd15", "3-sdxl-presets", "4-flow", "5-sdxl-full"])
-def test_the_parts_that_run_the_host(part: str, host_dir: Path, tmp_path: Path) -> None:
-    run.main([str(tmp_path), "--miniature", "--device", "cpu", "--parts", part])
+def test_all_cells_of_the_parts_that_run_the_host(part: str, warm_host: None, tmp_path: Path) -> None:
+    run.main([str(tmp_path), *MINIATURE, "--parts", part])
     cells = results(tmp_path)
     assert cells and all(cell["status"] == "done" for cell in cells.values()), cells
     found = {name: cell["result"] for name, cell in cells.items() if "measured" not in name and "plain" not in name}
@@ -74,7 +108,7 @@ def test_the_parts_that_run_the_host(part: str, host_dir: Path, tmp_path: Path) 
     plain = [cell["result"] for name, cell in cells.items() if "plain" in name]
     assert all("turns" not in result and result["step_seconds"] > 0 for result in plain)
     assert not list(tmp_path.glob("host/**/*.safetensors")) and list(tmp_path.glob("host/*/*-adt.jsonl"))
-    assert (part in ("3-sdxl-presets", "4-flow")) == bool(plain) == ("sd-scripts' own" in (tmp_path / "card.md").read_text())
+    assert (part in ("3-sdxl-presets", "4-flow")) == bool(plain) and "sd-scripts' own" in (tmp_path / "card.md").read_text()
     assert (part == "4-flow") == any(cell["result"].get("turn_low", 0) > 0 for cell in cells.values())
 
 

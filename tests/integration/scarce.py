@@ -2,7 +2,7 @@
 
 `ADT_SCARCE` in the environment says where PyTorch's error is raised: `unroll` for as long as decoder and backbone stay on the
 device, `replay` half way through the third true turn, nowhere if it is not set. The result is a JSON list: turns made before
-each rehearsal.
+each rehearsal, and the shape of its latents.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from adt_plugin.core.run import rehearsal
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host import session
 
-REHEARSED: list[int] = []
+REHEARSED: list[tuple[int, tuple[int, ...]]] = []
 SAID = "CUDA out of memory. Tried to allocate 1.00 GiB."
 
 
@@ -29,7 +29,7 @@ def limit_the_memory(result: Path) -> None:
     headroom, rehearse = session.Headroom, rehearsal.rehearse
 
     def noted(turn: AdversarialTurn, *args: Any, **kwargs: Any) -> None:
-        REHEARSED.append(turn.turns)
+        REHEARSED.append((turn.turns, tuple(args[2].shape)))
         result.write_text(json.dumps(REHEARSED))
         rehearse(turn, *args, **kwargs)
 

@@ -13,27 +13,34 @@ from adtruns import assert_same_weights, assert_trained_with_adt, rows
 from adt_plugin.core.out_of_memory import TurnOutOfMemoryError
 from adt_plugin.core.run import state
 from adt_plugin.host.run import Run
-from tinyhost.models import HostModel
-from tinyhost.run import SCRIPT, CompletedRun, TinyRun, host_arguments, host_environment, run_to_end
+from tinyhost.families import family_of
+from tinyhost.models import TinyModel
+from tinyhost.run import BUCKETS, SCRIPT, CompletedRun, TinyRun, host_arguments, host_environment, run_to_end
 
 Options = tuple[str | Path, ...]
 OBSERVER = Path(__file__).with_name("scarce.py")
 DROPOUT = ("--network_dropout", "0.2", "--max_train_steps", "4")
 
-ScarceRun = Callable[..., tuple[CompletedRun, list[int]]]
+ScarceRun = Callable[..., tuple[CompletedRun, list[tuple[int, list[int]]]]]
 
 
 @pytest.fixture
-def run_scarce(host_dir: Path, tiny_sd: HostModel, tiny_images: Path, adt_options: Options, tmp_path: Path) -> ScarceRun:
-    """Run the host where memory is limited; the run, and the turns made before each rehearsal."""
+def run_scarce(host_dir: Path, tiny_model: TinyModel, tiny_images: Path, adt_options: Options, tmp_path: Path) -> ScarceRun:
+    """Run the host where memory is limited; the run, and the turns made before each rehearsal with the shape of its latents."""
 
-    def run(*options: str, scarce: str = "") -> tuple[CompletedRun, list[int]]:
-        arguments = [*host_arguments(SCRIPT, tiny_sd, tiny_images, tmp_path), *adt_options, *options]
-        environment = host_environment(tiny_sd.family, tmp_path, hub_cache=tiny_sd.tokenizers) | {"ADT_SCARCE": scarce}
+    def run(
+        *options: str | Path, scarce: str = "", script: str = SCRIPT, images: Path = tiny_images
+    ) -> tuple[CompletedRun, list[tuple[int, list[int]]]]:
+        if not (host_dir / script).is_file():
+            pytest.skip(f"{host_dir.name} has no {script}")
+        model = tiny_model(family_of(script))
+        arguments = [*host_arguments(script, model, images, tmp_path), *adt_options, *options]
+        environment = host_environment(model.family, tmp_path, hub_cache=model.tokenizers) | {"ADT_SCARCE": scarce}
         result = tmp_path / "rehearsed.json"
-        command = [str(part) for part in (sys.executable, OBSERVER, result, SCRIPT, *arguments)]
-        completed = CompletedRun(*run_to_end(command, host_dir, environment, 200), tmp_path)
-        return completed, json.loads(result.read_text())
+        command = [str(part) for part in (sys.executable, OBSERVER, result, script, *arguments)]
+        completed = CompletedRun(*run_to_end(command, host_dir, environment, 400), tmp_path)
+        assert result.exists(), completed.log
+        return completed, [tuple(each) for each in json.loads(result.read_text())]
 
     return run
 
@@ -41,10 +48,48 @@ def run_scarce(host_dir: Path, tiny_sd: HostModel, tiny_images: Path, adt_option
 def test_rehearsals_change_no_bit_of_a_run(run_tiny: TinyRun, run_scarce: ScarceRun, adt_options: Options) -> None:
     plain = run_tiny(*DROPOUT, *adt_options)
     limited, rehearsed = run_scarce(*DROPOUT)
-    assert rehearsed == [0, 1]  # before the first turn, and when the optimizer has its moments
+    assert [turns for turns, _ in rehearsed] == [0, 1]  # before the first turn, and when the optimizer has its moments
     assert_same_weights(plain, limited)
     for row, other in zip(rows(plain), rows(limited), strict=True):
         assert row == other
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        SCRIPT,
+        "flux_train_network.py",
+        *(pytest.param(f"{name}_train_network.py", marks=SLOW) for name in ("sdxl", "sd3", "lumina", "anima", "hunyuan_image")),
+    ],
+)
+def test_the_largest_bucket_is_rehearsed_first_and_changes_no_bit(
+    script: str, run_tiny: TinyRun, run_scarce: ScarceRun, adt_options: Options, tiny_bucket_images: Path
+) -> None:
+    """Whichever bucket comes first: two images of 64x64 pixels lie in one, two of twice the size in the other."""
+    options = (*DROPOUT[:2], "--max_train_steps", "3", "--train_batch_size", "2", *BUCKETS)
+    plain = run_tiny(*options, *adt_options, script=script, images=tiny_bucket_images)
+    limited, rehearsed = run_scarce(*options, script=script, images=tiny_bucket_images)
+    sizes = [(shape[0], shape[2] * shape[3]) for _, shape in rehearsed]
+    assert len(sizes) == 2 and set(sizes) == {max(sizes)} and max(sizes)[0] == 2
+    _, _, height, width = rehearsed[0][1]
+    assert {height, width} == {min(height, width), 2 * min(height, width)}
+    assert_same_weights(plain, limited)
+
+
+def test_a_turn_in_the_hosts_own_pass_is_rehearsed_and_changes_no_bit(
+    run_tiny: TinyRun, run_scarce: ScarceRun, adt_options: Options
+) -> None:
+    """The optimizer steps inside that pass."""
+    adafactor = ("--optimizer_type", "adafactor", "--optimizer_args", "relative_step=False", "scale_parameter=False")
+    options = (*adafactor, "warmup_init=False", "--fused_backward_pass", "--max_grad_norm", "0", "--adt_memory", "auto")
+    options += ("--gradient_checkpointing",)
+    plain = run_tiny(*options, *adt_options, script="sdxl_train.py")
+    limited, rehearsed = run_scarce(*options, script="sdxl_train.py")
+    assert [turns for turns, _ in rehearsed] == [0, 1]
+    assert_same_weights(plain, limited)
 
 
 def test_auto_steps_down_and_trains(run_scarce: ScarceRun) -> None:

@@ -7,7 +7,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +110,87 @@ def test_the_first_batch_is_rehearsed_long_before_its_turn(tmp_path: Path, tiny_
     host.accelerator.backward(loss)
     assert headroom.rehearsed == {(False, False): 4 * 8 * 8} and host.session.run.turn.turns == 0
     assert len(backwards) == 1 + 2 and torch.equal(host.gradient(), expected)
+
+
+def buckets(*found: tuple[tuple[int, int], int], batch: int = 2) -> SimpleNamespace:
+    """A group of one data set with ((width, height), images) in its buckets, as the host holds it."""
+    sizes, counts = zip(*found, strict=True)
+    manager = SimpleNamespace(resos=list(sizes), buckets=[["image"] * count for count in counts])
+    return SimpleNamespace(datasets=[SimpleNamespace(bucket_manager=manager, batch_size=batch)])
+
+
+LATER = buckets(((64, 64), 3), ((128, 64), 5), ((512, 512), 0))
+"""The batch of a toy host has one image of 64 pixels; larger ones and more of them come later, of the largest size none."""
+
+
+def at_the_first_backward(host: Host, dataset: object) -> tuple[list[tuple[int, ...]], Tensor, Tensor]:
+    """Sizes of the latents that were rehearsed there, the gradient, and that of the host's own loss."""
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    host.session.found.bring("dataset", dataset)
+    loss = host.forward()
+    (expected,) = torch.autograd.grad(loss, host.unet.layer.weight, retain_graph=True)
+    run, sizes = host.session.run, []
+    rehearse, run.headroom.limited = run.headroom.rehearse, lambda device: True
+
+    def noted(step: int, parameters: object, denoiser: object, latents: Tensor, **keywords: object) -> None:
+        rehearse(step, parameters, denoiser, latents, **keywords)  # type: ignore[arg-type]
+        sizes.append(tuple(latents.shape))
+
+    run.headroom.rehearse = noted  # type: ignore[method-assign]
+    host.accelerator.backward(loss)
+    return sizes, host.gradient(), expected
+
+
+@pytest.mark.parametrize("memory", ["low", "joined"])
+def test_the_largest_bucket_is_rehearsed_before_the_first_step(tmp_path: Path, tiny_dino: Path, memory: str) -> None:
+    host = Host(tmp_path, tiny_dino, begin=0.9, memory=memory)
+    sizes, found, expected = at_the_first_backward(host, LATER)
+    assert sizes == [(2, 4, 8, 16)] and torch.equal(found, expected) and host.session.run.turn.turns == 0
+    for _ in range(2):  # once more when the optimizer has its moments, and then no more
+        host.noise()
+        host.accelerator.backward(host.forward())
+    assert sizes == [(2, 4, 8, 16)] * 2
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [None, SimpleNamespace(), SimpleNamespace(datasets=[SimpleNamespace()]), buckets(((96, 64), 4)), buckets(((64, 64), 1))],
+    ids=["none", "of another kind", "without buckets", "not of this batch", "no larger one"],
+)
+def test_without_larger_buckets_the_batch_itself_is_rehearsed(tmp_path: Path, tiny_dino: Path, dataset: object) -> None:
+    sizes, found, expected = at_the_first_backward(Host(tmp_path, tiny_dino, begin=0.9), dataset)
+    assert sizes == [(1, 4, 8, 8)] and torch.equal(found, expected)
+
+
+def test_a_denoiser_that_takes_no_other_size_is_rehearsed_on_the_batch(
+    tmp_path: Path, tiny_dino: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = UNet2DConditionModel.forward
+
+    def only_square(self: UNet2DConditionModel, x: Tensor, *rest: Tensor) -> object:
+        if x.shape[-1] != 8:
+            raise ValueError("no such place")
+        return forward(self, x, *rest)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", only_square)
+    host = Host(tmp_path, tiny_dino, begin=0.9)
+    sizes, found, expected = at_the_first_backward(host, LATER)
+    assert sizes == [(1, 4, 8, 8)] and torch.equal(found, expected)
+    assert not host.session.run.largest.possible
+
+
+def test_a_joined_turn_is_rehearsed_and_no_hook_of_a_parameter_fires(tmp_path: Path, tiny_dino: Path) -> None:
+    """In such a hook sd-scripts' fused optimizers step."""
+    host, fired = Host(tmp_path, tiny_dino, begin=0.9, memory="joined"), []
+    for stage in (host.load, host.prepare, host.noise):
+        stage()
+    host.unet.layer.weight.register_post_accumulate_grad_hook(lambda parameter: fired.append(1))
+    loss = host.forward()
+    headroom = host.session.run.headroom
+    headroom.limited = lambda device: True
+    host.accelerator.backward(loss)
+    assert headroom.rehearsed == {(False, False): 4 * 8 * 8} and fired == [1]
 
 
 def test_a_validation_batch_starts_no_turn(host: Host) -> None:

@@ -15,6 +15,10 @@ def at_least_float32(value: Tensor) -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
+KNOWN = 4
+"""So many measured norms make an average that `cap` trusts (ours); the warm-up measures more of them."""
+
+
 class EMA:
     """Exponential moving average of a scalar tensor, bias-corrected (as Adam's), on the tensor's own device."""
 
@@ -39,6 +43,10 @@ class EMA:
             return None
         return self.total / self.correction.clamp_min(torch.finfo(self.correction.dtype).tiny)
 
+    def has_seen(self, count: int) -> Tensor | None:
+        """Return whether it holds at least so many finite values, as a 0-dim bool on their device; None before the first."""
+        return None if self.correction is None else self.correction > 1 - self.decay ** (count - 0.5)
+
 
 class GradientBalance:
     """Scales dL_adv/do so that its norm is `weight` times that of dL_diff/do.
@@ -47,7 +55,8 @@ class GradientBalance:
         ratio: every turn's norm is exactly `weight` times the average diffusion norm.
         cap: a turn of average norm is scaled to that; one with a smaller gradient than the average stays smaller in
             proportion, so that a discriminator with nothing to say is not amplified. The average is
-            known from the end of the warm-up on; a run without one starts from its first turn's own norm.
+            known from the end of the warm-up on. Where fewer than `KNOWN` norms have been seen, as in the first turns of a
+            run without a warm-up, a gradient may get smaller, but no larger.
         none: the plain factor `weight` (lambda in the paper's notation).
     In every mode the result is bounded to `max_ratio` times the average diffusion norm.
 
@@ -71,6 +80,7 @@ class GradientBalance:
         Raises:
             RuntimeError: no diffusion gradient has been seen yet, though the mode or the bound needs one.
         """
+        known = self.adversarial.has_seen(KNOWN)
         self.adversarial.update(norm)
         diffusion, average = self.diffusion.value, self.adversarial.value
         assert average is not None  # just updated
@@ -85,6 +95,9 @@ class GradientBalance:
         else:
             reference = norm if self.mode == "ratio" else torch.maximum(norm, average)
             factor = self.weight * diffusion / reference.clamp_min(tiny)
+        if self.mode == "cap":
+            unamplified = factor.clamp_max(1.0)
+            factor = unamplified if known is None else torch.where(known, factor, unamplified)
         if diffusion is not None:
             factor = torch.minimum(factor, self.max_ratio * diffusion / norm.clamp_min(tiny))
         return torch.where(norm.isfinite() & factor.isfinite(), factor, torch.zeros_like(factor))

@@ -19,6 +19,7 @@ from adt_plugin.core.diffusion.denoiser import Denoiser
 from adt_plugin.core.distributed import any_process, rank, world_size
 from adt_plugin.core.out_of_memory import TurnOutOfMemoryError, free_what_is_cached
 from adt_plugin.core.report import TurnReport
+from adt_plugin.core.rng import preserved_rng
 from adt_plugin.core.run.levers import settings_left, step_down
 from adt_plugin.core.turn import AdversarialTurn
 
@@ -26,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-OWN_PASSES = ("low", "fast", "auto")
-"""Values of `--adt_memory` whose backward passes are the turn's alone, so that a turn can be tried without the host's."""
+PULLED = 256 * 2**20
+"""The most bytes of gradients that a rehearsed joined pass computes (ours): those of a usual LoRA, or of the small tensors of a
+whole model, which lie in all of its depths, so that the pass walks the whole graph and holds no second model."""
 
 
 def is_limited(device: torch.device) -> bool:
@@ -74,19 +76,54 @@ def unchanged_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def rehearse(
-    turn: AdversarialTurn, parameters: Sequence[nn.Parameter], denoiser: Denoiser, latents: Tensor, **keywords: Any
+    turn: AdversarialTurn,
+    parameters: Sequence[nn.Parameter],
+    denoiser: Denoiser,
+    latents: Tensor,
+    joined: bool = False,
+    **keywords: Any,
 ) -> None:
     """Make an adversarial turn of which nothing remains: no gradient, no step of the heads, no draw, no statistics.
 
     Args:
         parameters: all that a backward pass through the denoiser may give a gradient to.
-        denoiser, latents, keywords: as for the turn.
+        denoiser, latents, keywords: as for the turn; of a joined one neither the loop's loss nor its backward is needed.
+        joined: the turn is one whose gradient the loop's own pass computes. The loop's loss is then left alone with its graph,
+            and so is every hook of a parameter, in which an optimizer may step: only the turn's graphs are pulled back.
 
     Raises:
         TurnOutOfMemoryError: it does not fit.
     """
-    with unchanged_gradients(parameters):
-        stand_in(turn)(denoiser, latents, **keywords | {"overflowed": None})
+    double = stand_in(turn)
+    if not joined:
+        with unchanged_gradients(parameters):
+            double(denoiser, latents, **keywords | {"overflowed": None})
+        return
+    nothing = torch.zeros((), device=latents.device)
+    apart = {"backward": _pulling_apart(parameters), "loss": nothing, "overflowed": None}
+    with unchanged_gradients(()), preserved_rng():  # a joined pass draws from the loop's random state
+        double(denoiser, latents, **keywords | apart)
+
+
+def _pulling_apart(parameters: Sequence[nn.Parameter]) -> Callable[[Tensor], None]:
+    """Return a backward pass that gives no parameter a gradient, and so fires no hook: it computes and forgets them."""
+    chosen = list(smallest(parameters, PULLED))
+
+    def pull_back(total: Tensor) -> None:
+        if total.requires_grad and chosen:
+            torch.autograd.grad(total, chosen, allow_unused=True)
+
+    return pull_back
+
+
+def smallest(parameters: Sequence[nn.Parameter], limit: int) -> Iterator[nn.Parameter]:
+    """Yield the smallest parameters that have so many bytes together; at least one."""
+    size = 0
+    for count, parameter in enumerate(sorted(parameters, key=torch.Tensor.numel)):
+        size += parameter.numel() * parameter.element_size()
+        if count and size > limit:
+            return
+        yield parameter
 
 
 class Headroom:
@@ -111,7 +148,7 @@ class Headroom:
             latents: as for the turn.
         """
         config = self.turn.config
-        if config.weight == 0 or config.memory not in OWN_PASSES or not self.limited(latents.device):
+        if config.weight == 0 or not self.limited(latents.device):
             return False
         return any_process(latents.numel() > self.rehearsed.get(self._kind(step, latents), 0), latents.device)
 
