@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 
 from accelerator.device import Traffic, watched
+from adt_plugin.host.run import Run
 from toyhost import Host
 
 TURN_WAITS = {"turn.py:_all_finite": 1, "report.py:on_the_cpu": 1}
@@ -120,3 +121,25 @@ def test_pictures_of_a_session_on_the_card(card: torch.device, batches_on, tmp_p
     batches_on(card, pictures_every=1, max_bad_turns=1).run(2)
     names = {path.name for path in tmp_path.glob("*.png")}
     assert names == {"x-adt-000001.png", "x-adt-000002.png", "x-adt-progress.png"}
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": "joined"}, {"memory": "fast"}], ids=["as it is", "one pass", "kept graphs"])
+def test_a_rehearsal_on_the_card_leaves_no_trace_there(
+    card: torch.device, batches_on, options: dict[str, object]  # noqa: ANN001
+) -> None:  # fmt: skip
+    found = []
+    for limited in (False, True):
+        batches = batches_on(card, **options)
+        run = rehearsing(batches, limited)
+        found.append(batches.run(2)[0])
+        assert list(run.headroom.rehearsed.values()) == [4 * 8 * 8] * (2 if limited else 0)
+        assert run.turn.turns == 2
+    assert torch.equal(*found)
+
+
+def rehearsing(batches: Batches, limited: bool) -> Run:
+    """Say of the card that its memory is limited, or is not; before the first batch is there."""
+    host = batches.host
+    host.noise()
+    host.session.run.headroom.limited = lambda device: limited
+    return host.session.run

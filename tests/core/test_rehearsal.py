@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import gc
 import random
+import re
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -383,7 +385,7 @@ def test_the_next_smaller_window(crop: int, sides: tuple[int, int], half: int) -
     assert levers.smaller_window(turn, torch.zeros(1, 4, *sides)) == half
 
 
-def test_a_lever_is_in_the_order_of_the_documentation() -> None:
+def test_every_stage_has_a_lever() -> None:
     assert {stage for lever in levers.LEVERS for stage in lever.stages} == set(STAGES)
 
 
@@ -395,3 +397,14 @@ def test_gradients_are_put_back_after_any_error() -> None:
         parameter.grad.add_(1.0)
         raise KeyError
     assert torch.equal(parameter.grad.view(torch.int32), bits)
+
+
+def test_the_levers_stand_in_docs_in_the_order_in_which_they_are_pulled() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cost.md").read_text(encoding="utf-8")
+    section = page.partition("\n## When memory runs out\n")[2].partition("\n## ")[0]
+    table = section.partition("| lever | what it frees |")[2].partition("\n\n")[0]
+    documented = re.findall(r"^\| `(--adt_\w+)", table, flags=re.M)
+    turn = toy_turn(memory="fast")
+    turn.latent_pixels = 64
+    settings = [lever.setting(turn, toy_latents()) for lever in levers.LEVERS]
+    assert [setting.wanted.split()[0] for setting in settings if setting is not None] == documented and all(settings)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from adt_plugin.core.forecast import run_ratio
+from adt_plugin.core.config import ADTConfig
+from adt_plugin.core.forecast import RUN_STEPS, as_sampled, run_ratio
 from adt_plugin.cost.cli import cost_parser, options_of, with_config_file, workload_of
 from adt_plugin.cost.count import counted_parts, counted_peaks, kept_graphs
 from adt_plugin.cost.models import BACKBONE_PIXELS
+from adt_plugin.cost.workbench import Workload
 
 
 def card(preset: Path) -> int:
@@ -84,3 +87,28 @@ def test_what_is_counted_for_hunyuan_image_without_a_swap(monkeypatch: pytest.Mo
     assert (peak, run) == (pytest.approx(36.70, abs=0.006), pytest.approx(1.37, abs=0.006))
     assert "36.70 GiB without the swap | 1.37 x |" in GUIDE.read_text(encoding="utf-8")
     assert "without it 36.70 GiB are counted" in (SAMPLES / "hunyuan_lora.toml").read_text(encoding="utf-8")
+
+
+PAGE = (SAMPLES.parent / "docs" / "cost.md").read_text(encoding="utf-8")
+TINY_DECODER = {
+    "low": r"\| whole image at 518 pixels through `--adt_decoder taesd` \| ([\d.]+) \| ([\d.]+) x \|",
+    "fast": r"through `--adt_decoder taesd`, kept graphs \| ([\d.]+) GiB \| ([\d.]+) x \|",
+}
+"""Where docs/cost.md says what a tiny decoder costs on SDXL: peak in GiB, and the run's time over the plain one."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", TINY_DECODER)
+def test_what_is_said_of_a_tiny_decoder_is_what_is_counted(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    (peak, run) = re.findall(TINY_DECODER[memory], PAGE)[0]
+    config = ADTConfig(decoder="taesd", decode_crop=0, image_size=518, memory=memory)
+    if memory == "fast":  # the lines of the preset for 12 GB that are commented out
+        assert card(PRESETS[1]) == 12 and "taesd" in PRESETS[1].read_text(encoding="utf-8")
+        given = with_config_file(cost_parser(), ["--model", "sdxl", "--config_file", str(PRESETS[1])])
+        config = replace(options_of(given), decoder="taesd", decode_crop=0, image_size=518)
+    workload, config = Workload("sdxl", 1024), as_sampled(config, "sdxl")
+    counted = counted_peaks(workload, config).keeping(kept_graphs(config)) / GIB
+    ratio = run_ratio(counted_parts(workload, config), config, RUN_STEPS)
+    assert counted == pytest.approx(float(peak), abs=0.006)
+    assert round(ratio, len(run.partition(".")[2])) == float(run)
