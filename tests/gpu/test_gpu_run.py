@@ -6,17 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import venv
 import zipfile
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
-from gpu import effect, hosts, parts, run, tables
+from gpu import effect, hosts, pack, parts, run, tables
 from gpu.parts import PARTS, Cell, Part, Setting
 from tinyhost.run import REPOSITORY, run_host
 from tinyhost.warm import run_warm
@@ -52,24 +54,60 @@ def test_what_the_workbench_measures_and_all_its_tables(tmp_path: Path) -> None:
     assert "Tiny, 64 px" in page and "| --adt_offload" in page and "## Measured: a GPU" in page
 
 
-@pytest.mark.skipif(find_spec("pip") is None, reason="this environment has no pip")
-def test_wheels_that_were_carried_are_there_without_a_network(tmp_path: Path) -> None:
-    wheels, told = tmp_path / "wheels", tmp_path / "python"
-    wheels.mkdir()
-    with zipfile.ZipFile(wheels / "carried-1.0-py3-none-any.whl", "w") as wheel:
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """What a machine without a network was given: one wheel, and a tree of sd-scripts."""
+    folder = tmp_path / "packed"
+    (folder / "wheels").mkdir(parents=True)
+    (folder / "sd-scripts").mkdir()
+    with zipfile.ZipFile(folder / "wheels" / "carried-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("carried.py", "")
         wheel.writestr("carried-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: carried\nVersion: 1.0\n")
         wheel.writestr("carried-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("carried-1.0.dist-info/RECORD", "")
-    # in place of the parts themselves
-    instead = f'exec {sys.executable} -c "import carried; print(1 + 1)"'
-    told.write_text(f'#!/bin/sh\n[ "$2" = gpu.run ] && {instead}\nexec {sys.executable} "$@"\n')
+    return folder
+
+
+@pytest.mark.skipif(find_spec("pip") is None, reason="this environment has no pip")
+def test_a_bare_interpreter_has_what_was_packed_and_the_plugins_hook(packed: Path, tmp_path: Path) -> None:
+    """In one that has no package at all; pip's part is done by this environment's, without a network."""
+    venv.create(tmp_path / "bare", with_pip=False)
+    bare, told = tmp_path / "bare" / "bin" / "python", tmp_path / "python"
+    look = "import sys, os, carried; print('adt_plugin_hook' in sys.modules, os.environ['SD_SCRIPTS_DIR'])"
+    told.write_text(f'#!/bin/sh\n[ "$2" = gpu.run ] && exec {bare} -c "{look}"\nexec {sys.executable} "$@"\n')
     told.chmod(0o755)
-    variables = os.environ | {"PYTHON": str(told), "WHEELS": str(wheels), "PIP_INDEX_URL": "http://127.0.0.1:1"}
+    kept = {name: value for name, value in os.environ.items() if name not in ("SD_SCRIPTS_DIR", "PYTHONPATH")}
+    variables = kept | {"PYTHON": str(told), "PACK": str(packed), "PIP_INDEX_URL": "http://127.0.0.1:1"}
     done = subprocess.run(
         [REPOSITORY / "tests" / "gpu" / "run.sh", tmp_path], env=variables, capture_output=True, text=True, timeout=300
     )
-    assert done.stdout.strip() == "2", done.stderr
+    assert done.stdout.split() == ["True", str(packed / "sd-scripts")], done.stderr
+
+
+def test_what_is_packed_is_what_the_host_and_the_plugin_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = pack.of_the_project()
+    assert {"diffusers", "transformers", "accelerate", "tokenizers", "toml"} <= found.keys()
+    assert not any(pack.BUILT_FOR_A_CARD.fullmatch(name) for name in found) and "pytest" not in found
+    with pytest.raises(SystemExit, match="no train_network.py"):
+        pack.main([str(tmp_path / "out"), "--sd-scripts", str(tmp_path)])
+    commands: list[list[str]] = []
+
+    def fetched(command: list[str], **keywords: object) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(returncode="toml" in command[-1])
+
+    monkeypatch.setattr(pack.subprocess, "run", fetched)
+    tree = tmp_path / "tree"
+    (tree / ".git").mkdir(parents=True)
+    (tree / "train_network.py").touch()
+    pack.main([str(tmp_path / "out"), "--sd-scripts", str(tree), "--python", "3.10", "--without", "numpy"])
+    asked = {command[-1] for command in commands}
+    assert f"diffusers=={found['diffusers']}" in asked and not any(text.startswith("numpy==") for text in asked)
+    assert all(command[command.index("--python-version") + 1] == "3.10" for command in commands)
+    assert f"not packed: toml {found['toml']}" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out" / "sd-scripts").iterdir()] == ["train_network.py"]
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ These things happen, each right after the module concerned has been executed, an
 * `library.*`: if `TINYHOST_FAMILY` names a family, the host's size constants are shrunk by that family's `AFTER_IMPORT`.
   A name such as `true.flux` is a module of the kit whose `AFTER_IMPORT` shrinks the text encoders alone.
 
-If `TINYHOST_PEAK` names a file, the process writes into it, as it ends, the most memory that PyTorch held on a card.
+If `TINYHOST_PEAK` names a file, the process writes into it, as it ends, the most memory that PyTorch held on a card. With
+`TINYHOST_HOOK` the plugin's start-up hook is started from here: where the plugin is not installed but lies on PYTHONPATH.
 
 Only the standard library is imported here, and torch only once torchvision has imported it anyway.
 """
@@ -186,3 +187,5 @@ if __name__ == "sitecustomize":
     install(os.environ.get("TINYHOST_FAMILY"))
     if "TINYHOST_PEAK" in os.environ:
         atexit.register(write_peak, os.environ["TINYHOST_PEAK"])
+    if "TINYHOST_HOOK" in os.environ:
+        import_module("adt_plugin_hook")
