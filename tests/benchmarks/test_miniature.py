@@ -11,7 +11,7 @@ import pytest
 from adt_plugin.demo import evaluate
 from adt_plugin.demo.base import BASES
 from adt_plugin.demo.cells import Cell
-from adt_plugin.demo.diffusion import GRIDS
+from adt_plugin.demo.diffusion import GRIDS, LEADING
 from adt_plugin.demo.study import Setting, Study
 from adt_plugin.demo.variants import ADT, SHIPPED, Variant
 from benchmarks import miniature
@@ -58,11 +58,12 @@ def test_a_half_finished_bench_is_resumed_and_nothing_is_measured_twice(
         Bench(small, CellStore(tmp_path / "cells.json"), Silent()).run()
     begun = stop_after(1000, monkeypatch)
     results = Bench(small, CellStore(tmp_path / "cells.json"), Silent()).run()
-    # trials: 2 plain + 1 without average, 1 frozen + 1; held-out: the base, then three finalists
-    assert len(begun) == 3 + 2 + 1 + 3 - 4
-    assert miniature.count_runs(small) == 3 + 2 + 1 + 3 and miniature.count_runs(replace(small, seeds=2)) == 3 + 2 + 1 + 3 * 2
+    # trials: 2 plain + 1 without average, 1 frozen + 1; held-out, on each grid: the base, then four finalists
+    assert len(begun) == 3 + 2 + 2 * (1 + 4) - 4
+    assert miniature.count_runs(small) == 3 + 2 + 2 * (1 + 4)
+    assert miniature.count_runs(replace(small, seeds=5)) == 3 + 2 + 2 * (1 + 3 * 5 + miniature.DIVERSE_SEEDS)
     again = Bench(small, CellStore(tmp_path / "cells.json"), Silent()).run()
-    assert len(begun) == 5 and again == results
+    assert len(begun) == 11 and again == results
     write(results, tmp_path)
     page = (tmp_path / "miniature.md").read_text(encoding="utf-8")
     # a table of one number of steps for each grid, head and 2 trials
@@ -87,7 +88,7 @@ def test_adt_at_its_best_is_chosen_from_what_takes_nothing_away(small: Plan, tmp
     part, (worse, better) = ABLATIONS["paper"][0].name, (variant.name for variant in ABLATIONS["levers"][:2])
     runs: list[str] = []
 
-    def cell(variant: Variant, seed: int, studies: list[Study]) -> list[Cell]:
+    def cell(variant: Variant, seed: int, studies: list[Study], grid: str = LEADING) -> list[Cell]:
         runs.append(variant.name)
         return [Cell(variant.name, seed, 0.0, 0, 1, {}) for _ in studies]
 
