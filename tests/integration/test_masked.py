@@ -17,8 +17,8 @@ Options = tuple[str | Path, ...]
 
 STEPS = ("--max_train_steps", "6", "--adt_pictures_every", "1")
 SIDE = 64
-CAPTION = 14
-"""Pixels of a picture's captions."""
+ABOVE_GEN, ABOVE_REAL = 2 * 14, 14
+"""Pixels of a picture's captions: two lines above the generated image, one above the real one."""
 
 
 def with_alpha(folder: Path) -> Path:
@@ -40,7 +40,7 @@ def halves(run: CompletedRun, turn: int) -> tuple[np.ndarray, np.ndarray]:
     """How much the generated image of a turn's picture differs from the real one, in its left half and in its right."""
     with Image.open(run.output_dir / f"tiny-adt-{turn:06d}.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
-    difference = np.abs(pixels[CAPTION : CAPTION + SIDE] - pixels[2 * CAPTION + SIDE :])
+    difference = np.abs(pixels[ABOVE_GEN : ABOVE_GEN + SIDE] - pixels[ABOVE_GEN + SIDE + ABOVE_REAL :])
     return difference[:, : SIDE // 2], difference[:, SIDE // 2 :]
 
 

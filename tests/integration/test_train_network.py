@@ -233,7 +233,7 @@ def test_two_aspect_ratios_through_the_launcher_module(
     for path in run.output_dir.glob("*-adt-0*.png"):
         with Image.open(path) as picture:
             sizes.add(picture.size)
-    assert sizes <= {(64, 156), (128, 156)} and len(sizes) == 2
+    assert sizes <= {(64, 170), (128, 170)} and len(sizes) == 2
 
 
 def test_a_turn_every_second_step(run_tiny: TinyRun, adt_options: tuple[str | Path, ...]) -> None:
