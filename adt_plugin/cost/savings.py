@@ -35,9 +35,10 @@ def savings(workload: Workload, asked: Mapping[str, Any]) -> dict[str, int]:
         return {}
     with torch.device("meta"):
         network = workload.size.build()
+    fp8 = _takes_fp8(workload) and bool(asked.get("fp8_base") or asked.get("fp8_base_unet"))
     counts: dict[str, Callable[[], int | None]] = {
         **dict.fromkeys(("fp8_base", "fp8_base_unet"), lambda: _one_byte(workload, network)),
-        "blocks_to_swap": lambda: _swapped(workload, network, int(asked["blocks_to_swap"]), _fp8(workload, asked)),
+        "blocks_to_swap": lambda: _swapped(workload, network, int(asked["blocks_to_swap"]), fp8),
         "use_8bit_adam": lambda: _moments(workload, network),
         "optimizer_type": lambda: _moments(workload, network) if str(asked["optimizer_type"]).lower() in EIGHT_BIT else None,
     }
@@ -49,14 +50,14 @@ def savings(workload: Workload, asked: Mapping[str, Any]) -> dict[str, int]:
     return known
 
 
-def _fp8(workload: Workload, asked: Mapping[str, Any]) -> bool:
-    wanted = bool(asked.get("fp8_base") or asked.get("fp8_base_unet"))
-    return wanted and workload.rank > 0 and workload.checkpointing and workload.dtype == "bf16" and workload.model not in NO_FP8
+def _takes_fp8(workload: Workload) -> bool:
+    """Return whether fp8 is counted: not where the host refuses it, nor without checkpointing: weights are then kept twice."""
+    return workload.rank > 0 and workload.checkpointing and workload.dtype == "bf16" and workload.model not in NO_FP8
 
 
 def _one_byte(workload: Workload, network: nn.Module) -> int | None:
-    """Return what fp8 saves; None where the host refuses it, and without checkpointing, which would keep every weight twice."""
-    if not _fp8(workload, {"fp8_base": True}):
+    """Return what fp8 saves; None where it is not counted."""
+    if not _takes_fp8(workload):
         return None
     units = [unit for name, module in network.named_modules() if name.endswith(UNITS) for unit in module.children()]
     return weights(network) - 2 * max(map(weights, units))

@@ -31,7 +31,7 @@ from adt_plugin.core.run.health import Health, patience_for
 from adt_plugin.core.run.monitor import Monitor
 from adt_plugin.core.run.rehearsal import Headroom
 from adt_plugin.core.run.story import Story
-from adt_plugin.core.schedule import AdversarialRate, TurnCount, TurnSchedule
+from adt_plugin.core.schedule import AdversarialRate, TurnSchedule
 from adt_plugin.core.turn import AdversarialTurn
 from adt_plugin.host import forecast, resume, trained
 from adt_plugin.host.batch import Batch, Idle, Noised, Predicted
@@ -295,7 +295,9 @@ class Session:
             host_levers=tuple(memory_levers(self.args)),
             guide=guide,
             feedback=feedback,
-            health=Health(self.config.max_bad_turns, turn.loss, patience_for(self._to_come(turn).adversarial)),
+            health=Health(
+                self.config.max_bad_turns, turn.loss, patience_for(turn.schedule.count(*self._to_come(turn)).adversarial)
+            ),
             story=Story(self.config.backbone, feedback.places),
             progress=Progress(self.config, turn, partial(without_gradient, guide), self._fit, feedback),
             folder=Path(self.args.output_dir),
@@ -305,10 +307,10 @@ class Session:
             growth=self._growth(turn),
         )
 
-    def _to_come(self, turn: AdversarialTurn) -> TurnCount:
-        """Count the turns that are still to come."""
+    def _to_come(self, turn: AdversarialTurn) -> tuple[int, int, int, int]:
+        """Return what the schedule is told of the rest of the run, to count its turns or to check them."""
         step = self.optimizer_steps
-        return turn.schedule.count(self.last_step - step, self.args.gradient_accumulation_steps, step, turn.turns)
+        return self.last_step - step, self.args.gradient_accumulation_steps, step, turn.turns
 
     def _growth(self, turn: AdversarialTurn) -> Growth:
         """Return what prepares the optimizers for turns; the turns behind a resumed state are known to them."""
@@ -433,9 +435,9 @@ class Session:
 
         By now the host has counted its steps, from --max_train_epochs and the data, and read its state.
         """
-        turn, args, step = self.run.turn, self.args, self.optimizer_steps
-        to_come = (self.last_step - step, args.gradient_accumulation_steps, step, turn.turns)
+        turn = self.run.turn
+        to_come = self._to_come(turn)
         if self.config.weight > 0:
             turn.schedule.check(*to_come)
-        told = (forecast.sentence(self.family, self.config, args), advice(self.family.name, self.model, self.config))
-        self.run.begin(self._to_come(turn), " ".join(filter(None, told)))
+        told = (forecast.sentence(self.family, self.config, self.args), advice(self.family.name, self.model, self.config))
+        self.run.begin(turn.schedule.count(*to_come), " ".join(filter(None, told)))

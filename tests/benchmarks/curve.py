@@ -7,7 +7,6 @@ miniature a budget is counted in plain steps; on the small Stable Diffusion it i
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,15 +45,9 @@ BUDGETS = (350.0, 700.0, 1400.0)
 NOISE = miniature.NOISES[0]
 
 
-def published() -> dict[str, Any]:
-    """Everything that the miniature's benchmark found."""
-    found: dict[str, Any] = json.loads((DOCUMENTS / "miniature.json").read_text(encoding="utf-8"))
-    return found
-
-
 def variants() -> dict[str, Variant]:
     """Return run -> how it is tuned: the rivals that were best on validation, and ADT."""
-    chosen = published()["finalists"]
+    chosen = miniature.published()["finalists"]
     trials = (*PLAIN_TRIALS, *FROZEN_TRIALS)
     by_name = {variant.name: variant for trial in trials for variant in (trial, without_average(trial))}
     rivals = {name: by_name[chosen[name]] for name in (miniature.PLAIN, miniature.FROZEN)}
@@ -64,7 +57,7 @@ def variants() -> dict[str, Variant]:
 def run_miniature(out: Path, seeds: int) -> None:
     """Measure what neither the store nor the miniature's benchmark holds."""
     study = open_study(Setting(0, "heldout", miniature.Plan.samples, NOISE, miniature.STEPS, ()))
-    found, tuned = published(), variants()
+    found, tuned = miniature.published(), variants()
     known = {(found["plan"]["units"], run) for run in found["heldout"]}
     wanted = [(units, run) for units in BUDGETS for run in tuned if (units, run) not in known]
     with Bar(seeds * sum(units for units, _ in wanted)) as bar:
@@ -77,7 +70,7 @@ def run_miniature(out: Path, seeds: int) -> None:
 
 def miniature_points(groups: Groups) -> Iterator[tuple[str, Point]]:
     """Yield run and point of every cell of the miniature's, those of its benchmark among them."""
-    found = published()
+    found = miniature.published()
     for run in (BASE.name, miniature.PLAIN, miniature.FROZEN, "ADT"):
         for noises in found["heldout"][run]:
             yield run, (0.0 if run == BASE.name else found["plan"]["units"], of_cell(noises[0]))

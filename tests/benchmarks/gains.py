@@ -5,7 +5,6 @@ cd tests && python -m benchmarks.gains    prints the table, and draws docs/bench
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -126,8 +125,9 @@ def draw(beds: Beds, path: Path) -> None:
 def published() -> Beds:
     """Read the published JSON files."""
     ((_, results),) = CellStore(DOCUMENTS / "small_sd.json").results().items()
-    bases = [json.loads((DOCUMENTS / f"{miniature.name_of(base)}.json").read_text(encoding="utf-8")) for base in range(BASES)]
-    return Beds(bases, small_sd.heldout_runs(results), small_sd.floor_of(results))
+    return Beds(
+        [miniature.published(base) for base in range(BASES)], small_sd.heldout_runs(results), small_sd.floor_of(results)
+    )
 
 
 if __name__ == "__main__":

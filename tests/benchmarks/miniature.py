@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from itertools import product
+from itertools import product, repeat
 from math import log
 from pathlib import Path
 from typing import Any
@@ -302,9 +302,7 @@ def changes(results: dict[str, Any], grid: str) -> Iterator[list[str]]:
             continue
         row = [f"{run} against {other}"]
         for steps in STEPS:
-            ours, theirs = values(results, run, "fd", steps, grid), values(results, other, "fd", steps, grid)
-            theirs = theirs * len(ours) if len(theirs) == 1 else theirs
-            row.append(change_text(ours, theirs[: len(ours)]))
+            row.append(change_text(*side_by_side([results], run, other, "fd", steps, grid)))
         yield row
 
 
@@ -314,17 +312,22 @@ def pooled(found: Sequence[dict[str, Any]], grid: str, run: str = "ADT") -> str:
     for other, (figure, text) in product((PLAIN, FROZEN), POOLED.items()):
         row = [f"{figure}, against {NAMES[other].partition(',')[0]}"]
         for steps in STEPS:
-            pairs = [pair for results in found for pair in paired(results, run, other, figure, steps, grid)]
-            ours, theirs = map(list, zip(*pairs, strict=True))
-            row.append(text(ours, theirs))
+            row.append(text(*side_by_side(found, run, other, figure, steps, grid)))
         rows.append(row)
     seeds = sum(len(results[HELDOUT[grid]][run]) for results in found)
     return report.table([f"{run}, {GRIDS[grid]} grid, {seeds} pairs", *(f"{steps} steps" for steps in STEPS)], rows)
 
 
-def paired(results: dict[str, Any], run: str, other: str, figure: str, steps: int, grid: str) -> Iterator[tuple[float, float]]:
-    """Yield a figure of two runs seed by seed, as far as both have been run."""
-    yield from zip(values(results, run, figure, steps, grid), values(results, other, figure, steps, grid), strict=False)
+def side_by_side(
+    found: Sequence[dict[str, Any]], run: str, other: str, figure: str, steps: int, grid: str
+) -> tuple[list[float], list[float]]:
+    """Return a figure of two runs by seed over all bases, as far as both were run; the untuned base stands beside each."""
+    pairs = []
+    for results in found:
+        ours, theirs = (values(results, name, figure, steps, grid) for name in (run, other))
+        pairs += zip(ours, repeat(theirs[0]) if len(theirs) == 1 else theirs, strict=False)
+    left, right = map(list, zip(*pairs, strict=True))
+    return left, right
 
 
 def draw_curves(results: dict[str, Any], path: Path) -> None:
@@ -346,6 +349,12 @@ def draw_curves(results: dict[str, Any], path: Path) -> None:
 def name_of(base: int) -> str:
     """How the files of a base's results are called."""
     return "miniature" if base == 0 else f"miniature_base{base}"
+
+
+def published(base: int = 0) -> dict[str, Any]:
+    """Read what has been found from a base."""
+    found: dict[str, Any] = json.loads((DOCUMENTS / f"{name_of(base)}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def write(results: dict[str, Any], folder: Path) -> None:

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PROJECT = "adt_plugin"
 EXTRAS = ("", "host", "demo")
@@ -35,7 +36,7 @@ def needed(roots: Iterable[Requirement]) -> dict[str, str]:
     waiting = list(roots)
     while waiting:
         requirement = waiting.pop()
-        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        name = canonicalize_name(requirement.name)
         extras = ("", *requirement.extras)
         if name in found or BUILT_FOR_A_CARD.fullmatch(name):
             continue

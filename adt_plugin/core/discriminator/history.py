@@ -31,6 +31,12 @@ def packed(features: PairFeatures) -> Tensor:
     return torch.cat([block.detach().to(PRECISION).flatten() for block in blocks_of(features)])
 
 
+def placed(features: PairFeatures, like: PairFeatures) -> PairFeatures:
+    """Return features on the device and in the precision of others, rounded as all that is kept."""
+    device, dtype = like.real[0].device, like.real[0].dtype
+    return features.each(lambda image: [block.to(device, non_blocking=True).to(PRECISION).to(dtype) for block in image])
+
+
 class FeatureHistory:
     """Pairs of the last turns, on the CPU and in bfloat16, so that they cost a device no memory.
 
@@ -62,15 +68,12 @@ class FeatureHistory:
         """
         older = list(self.kept)[1 if len(self.kept) == self.kept.maxlen else 0 :]
         index = int(torch.randint(len(older) + 1, (1,), generator=generator))
-        drawn = latest if index == len(older) else older[index]
-        device, dtype = latest.real[0].device, latest.real[0].dtype
-        return drawn.each(lambda image: [block.to(device, non_blocking=True).to(PRECISION).to(dtype) for block in image])
+        return placed(latest if index == len(older) else older[index], latest)
 
     def like(self, features: PairFeatures) -> list[PairFeatures]:
         """Return the turns that are kept whose features have the shapes of these, on their device and in their precision."""
-        shapes, (device, dtype) = [block.shape for block in features.real], (features.real[0].device, features.real[0].dtype)
-        same = [kept for kept in self.kept if [block.shape for block in kept.real] == shapes]
-        return [kept.each(lambda image: [block.to(device, non_blocking=True).to(dtype) for block in image]) for kept in same]
+        shapes = [block.shape for block in features.real]
+        return [placed(kept, features) for kept in self.kept if [block.shape for block in kept.real] == shapes]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything that is kept, by names such as `0.gen.2`: turn, image, block."""
