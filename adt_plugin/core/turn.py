@@ -223,10 +223,13 @@ class AdversarialTurn:
 
     def _noised(self, clean: Tensor) -> tuple[int, Tensor]:
         """Draw the start s, the same on every process, and the noise, another on each."""
-        low, high = self.starts
-        start = int(torch.randint(low, high + 1, (1,), generator=self.path_generator))
+        start = self._draw_start()
         noise = torch.randn(clean.shape, generator=self.noise_generator, dtype=clean.dtype).to(clean.device, non_blocking=True)
         return start, self.noised_start(self.sampler, clean, noise, self.config.steps, start)
+
+    def _draw_start(self) -> int:
+        low, high = self.starts
+        return int(torch.randint(low, high + 1, (1,), generator=self.path_generator))
 
     def _draw_grad_positions(self, start: int) -> list[int]:
         """Draw M among the steps in the trained range of timesteps; empty with weight 0, and while nothing is measured."""

@@ -33,6 +33,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {"paper": {}}
 DISCRIMINATORS: dict[str, Callable[[ADTConfig, Base], Discriminator]] = {}
 """How a strategy builds its discriminator, if not over the shipped backbone. Ablations add their own."""
 
+TURNS: dict[str, type[AdversarialTurn]] = {}
+"""What a strategy's turns are, if not those that ship. Ablations add their own."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -144,8 +147,8 @@ def build_turn(base: Base, plan: Plan, seed: int) -> AdversarialTurn | None:
     if plan.adt is None:
         return None
     config = replace(plan.adt, seed=seed)
-    build = DISCRIMINATORS.get(plan.strategy, discriminator_of)
-    return AdversarialTurn(
+    build, kind = DISCRIMINATORS.get(plan.strategy, discriminator_of), TURNS.get(plan.strategy, AdversarialTurn)
+    return kind(
         config,
         sampler=build_sampler(config.sampler, alphas_cumprod(), "epsilon", config.spacing),
         decode=decode,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from adt_plugin.demo.variants import Variant, changed, plain
-from benchmarks import judges, strategies  # noqa: F401  (they name the strategies that are used here)
+from benchmarks import judges, strategies, turns  # noqa: F401  (they name the strategies that are used here)
 
 FROZEN = {"disc_lr": 0.0, "warmup": 8, "disc_steps": 1, "disc_penalty": 0.0}
 EMA = 0.99
@@ -49,6 +49,7 @@ LEVERS = (
     Variant("one head step a turn", changed({"disc_steps": 1})),
     Variant("heads at a quarter of the rate", changed({"disc_lr": 5e-4})),
     Variant("warm-up of 8 turns", changed({"warmup": 8})),
+    Variant("warm-up of 80 turns", changed({"warmup": 80})),
     Variant("a third of the model's rate", changed(lr=3e-5)),
     Variant("three times the model's rate", changed(lr=3e-4)),
     Variant("weight 1", changed({"weight": 1.0})),
@@ -74,6 +75,8 @@ NEIGHBOURS = (
     Variant("grids of up to 10 points", changed(strategy="any grid")),
     Variant("stopped at a random step", changed(strategy="stopped")),
     Variant("the same, its last step trained", changed({"grad_mask": "last", "grad_steps": 1}, strategy="stopped")),
+    Variant("paths walked on over turns", changed(strategy="continued paths")),
+    Variant("starts by what is told apart", changed(strategy="telling starts")),
     Variant("the last two steps", changed({"grad_mask": "last"})),
     Variant("evenly spaced steps", changed({"grad_mask": "even"})),
     Variant("every turn of one strength", changed({"balance": "ratio"})),

@@ -17,13 +17,13 @@ from adt_plugin.core.discriminator import Discriminator
 from adt_plugin.core.discriminator.discriminator import PairFeatures
 from adt_plugin.core.report import TurnReport
 from adt_plugin.core.turn import AdversarialTurn
-from adt_plugin.demo.data import encode, load_splits
+from adt_plugin.demo.data import decode, encode, load_splits
 from adt_plugin.demo.diffusion import alphas_cumprod
 from adt_plugin.demo.finetune import STRATEGIES, build_turn, tunable_copy
 from adt_plugin.demo.models import UNet
 from adt_plugin.demo.study import Study
 from adt_plugin.demo.variants import ADT, BASE, PLAIN, changed, hurried
-from benchmarks import judges, strategies
+from benchmarks import judges, strategies, turns
 from benchmarks.ablations import ABLATIONS, FROZEN_TRIALS, PAPER, PLAIN_TRIALS, without_average
 
 TRIALS = (*PLAIN_TRIALS, *FROZEN_TRIALS)
@@ -234,6 +234,45 @@ def test_a_stopped_path_ends_in_the_image_that_its_last_step_predicts():
     path = strategies.stopped_unroll(lambda latents, timestep: noise, sampler, noised, [0, 0], [0, 1], True)
     assert len(path.steps) == 2 and torch.allclose(path.latents, clean, atol=1e-4)
     assert path.latents.requires_grad
+
+
+def test_starts_are_drawn_the_more_often_the_better_their_pairs_are_told_apart(tiny_study: Study):
+    turn = turn_of(tiny_study, "telling starts")
+    assert isinstance(turn, turns.TellingStarts) and list(turn.told_apart) == [2, 3, 4, 5]
+    start = take(turn, tiny_study).start
+    assert turn.told_apart[start] < 1.0 and list(turn.told_apart.values()).count(1.0) == 3
+    turn.told_apart = {2: 0.4, 3: 0.5, 4: 0.7, 5: 0.9}
+    drawn = [turn._draw_start() for _ in range(2000)]
+    assert [drawn.count(s) / 2000 for s in turn.told_apart] == pytest.approx(
+        [0.05 / 0.7, 0.05 / 0.7, 0.2 / 0.7, 0.4 / 0.7], abs=0.03
+    )
+
+
+def test_a_path_is_walked_on_over_turns_as_it_would_have_been_at_once(tiny_study: Study, monkeypatch: pytest.MonkeyPatch):
+    """With a denoiser that does not learn meanwhile the pieces are the whole, and the last piece ends in its image."""
+    monkeypatch.setattr(turns, "KEPT", 1)
+    turn = turn_of(tiny_study, "continued paths", start_min=1, weight=0.0)
+    denoiser, (latents, labels) = tiny_study.base.unet, batch()
+    calls: list[list[int]] = []
+    monkeypatch.setattr(turns, "unroll", lambda *args: calls.append(args[1].timesteps.tolist()) or unroll(*args))
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(turn.config.seed + 1_000_003))
+    reports = [turn(partial(denoiser, labels=labels if k == 0 else 9 - labels), latents * (k == 0)) for k in range(3)]
+    assert calls == [[801, 601], [401, 201], [1]] and [report.start for report in reports] == [2, 2, 1]
+    assert torch.equal(reports[0].real, reports[2].real) and not turn.under_way
+    whole = build_sampler("ddim", alphas_cumprod(), "epsilon", "leading")
+    path = unroll(partial(denoiser, labels=labels), whole, noised_start(whole, latents, noise, 5, 5), [0] * 5, [], False)
+    assert torch.allclose(reports[2].gen, decode(path.latents), atol=1e-5)
+    assert not torch.allclose(reports[1].gen, reports[2].gen, atol=1e-2)
+
+
+def test_so_many_paths_are_under_way_and_every_turn_trains_all_that_it_walks(
+    tiny_study: Study, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(turns, "KEPT", 3)
+    turn = turn_of(tiny_study, "continued paths", start_min=1)
+    reports = [take(turn, tiny_study) for _ in range(10)]
+    assert all(report.grad_norm > 0 and len(report.grad_positions) == report.start for report in reports)
+    assert [report.start for report in reports] == [2, 2, 2, 2, 2, 2, 1, 2, 1, 2]
 
 
 @pytest.mark.parametrize("kind", ["unconstrained", "constrained"])
