@@ -18,7 +18,6 @@ from adt_plugin.demo.diffusion import GRIDS
 from benchmarks import DOCUMENTS, miniature, small_sd
 from benchmarks.floor import TRAINING
 from benchmarks.intervals import paired_change
-from benchmarks.store import CellStore
 
 STEPS = (5, 10, 20)
 FIGURES = ("fd", "well_formed", "recall")
@@ -124,7 +123,7 @@ def draw(beds: Beds, path: Path) -> None:
 
 def published() -> Beds:
     """Read the published JSON files."""
-    ((_, results),) = CellStore(DOCUMENTS / "small_sd.json").results().items()
+    results = small_sd.published()
     return Beds(
         [miniature.published(base) for base in range(BASES)], small_sd.heldout_runs(results), small_sd.floor_of(results)
     )

@@ -261,6 +261,12 @@ def heldout_runs(results: dict[str, Any]) -> dict[str, Any]:
     return {run: runs[run] for _, run in sorted(found)}
 
 
+def published() -> dict[str, Any]:
+    """Read what has been found: label -> result."""
+    ((_, results),) = CellStore(DOCUMENTS / "small_sd.json").results().items()
+    return results
+
+
 def runs_beside_the_best(results: dict[str, Any]) -> dict[str, Any]:
     """Return the same with ADT at its best, of its seeds alone; empty where the store has none."""
     known = {

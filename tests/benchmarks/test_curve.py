@@ -55,11 +55,13 @@ def test_cells_of_the_small_sd_are_told_by_their_labels_and_drawn(tmp_path: Path
     scores = {point_name(*point): dict.fromkeys(small_sd.FIGURES, 2.0) for point in POINTS}
     recipes = [curve.labelled(recipe).name for _, recipe in curve.LONG]
     assert len(set(recipes)) == len(recipes)
-    cells = {
-        f"heldout: {name}, seed 1": {"seconds": 100 * (i + 1), "scores": scores} for i, name in enumerate(["plateau", *recipes])
-    }
+    cells = {f"heldout: {name}, seed 1": {"seconds": 1000 * (i + 1), "scores": scores} for i, name in enumerate(recipes)}
     groups = {"small SD": cells}
-    assert {run for run, _ in curve.small_sd_points(groups)} == {run for run, _ in curve.LONG} | {BASE.name}
+    points = list(curve.small_sd_points(groups))
+    assert {run for run, _ in points} == {run for run, _ in curve.LONG} | {BASE.name}
+    assert len(points) == len(recipes) + len(curve.KNOWN)  # of the benchmark's six seeds the one that is here
+    assert small_sd.heldout_runs(small_sd.published()).keys() == curve.KNOWN.keys()
+    assert not list(curve.small_sd_points({}))
     curve.draw(groups, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
