@@ -125,7 +125,7 @@ def run_small_sd(out: Path, seeds: int) -> None:
 
 
 def small_sd_points(groups: Groups) -> Iterator[tuple[str, Point]]:
-    """Yield run and point of every cell of the small Stable Diffusion's, those of its benchmark among them, of the same seeds."""
+    """Yield run and point of every cell of the small Stable Diffusion's, and of its benchmark's with the same seeds."""
     cells = groups.get("small SD", {})
     names, seeds = {labelled(recipe).name: run for run, recipe in LONG}, {seed_of(label) for label in cells}
     for label, result in small_sd.published().items():
