@@ -380,6 +380,14 @@ class ADTConfig(RunConfig, DiscriminatorConfig, TurnConfig):
         ConfigError: a value is out of range or two values contradict each other; the message names the flag.
     """
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.diversity and self.disc_type == "unary":
+            raise ConfigError(
+                "--adt_diversity compares images with each other, and --adt_disc_type unary judges each by itself: take "
+                "siamese, or leave --adt_diversity at 0."
+            )
+
 
 def with_guidance(config: ADTConfig, scale: float) -> ADTConfig:
     """Return options whose `--adt_cfg_scale auto` is settled on a scale, in [1, 50]; as they are where the user chose one."""

@@ -164,6 +164,12 @@ def test_crossed_starts_name_both_flags() -> None:
         ADTConfig(start_min=0.8, start_max=0.2)
 
 
+def test_diversity_needs_scores_of_pairs():
+    with pytest.raises(ConfigError, match="--adt_diversity .* --adt_disc_type unary .* siamese"):
+        ADTConfig(diversity=10.0, disc_type="unary")
+    assert ADTConfig(disc_type="unary").diversity == 0
+
+
 def test_no_default_and_no_choice_contains_a_space() -> None:
     for spec in dataclasses.fields(ADTConfig):
         assert " " not in str(spec.default)
