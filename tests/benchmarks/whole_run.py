@@ -43,6 +43,7 @@ WHOLE_ADT = Recipe(ADT.name, STEPS, LR, WITH_ADT)
 RUNS = (PLAIN, LONG_PLAIN, FROZEN, WHOLE_ADT)
 BUDGETS = (
     (1.0, PLAIN, replace(WHOLE_ADT, name=f"{ADT.name}, 1050 steps", steps=1050)),
+    (1.5, Recipe("plain training, 3000 steps", 3000, LR), replace(WHOLE_ADT, name=f"{ADT.name}, 1600 steps", steps=1600)),
     (1.7, LONG_PLAIN, WHOLE_ADT),
     (2.0, Recipe("plain training, 4000 steps", 4000, LR), replace(WHOLE_ADT, name=f"{ADT.name}, 2250 steps", steps=2250)),
     (3.0, Recipe("plain training, 6000 steps", 6000, LR), replace(WHOLE_ADT, name=f"{ADT.name}, 3350 steps", steps=3350)),
