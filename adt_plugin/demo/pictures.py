@@ -101,8 +101,9 @@ def bars(path: Path, panels: Mapping[str, tuple[Sequence[str], Mapping[str, Sequ
     Args:
         panels: title -> names of the groups, run -> its value in each group, and where the line is.
     """
-    figure = new_figure(10.5, 3.2)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    groups_each = [len(groups) for groups, _, _ in panels.values()]
+    figure = new_figure(1.15 * sum(groups_each), 3.4)
+    axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=groups_each)[0]
     for axis, (title, (groups, runs, best)) in zip(axes, panels.items(), strict=True):
         width = 0.8 / len(runs)
         for place, (name, heights) in enumerate(runs.items()):

@@ -6,7 +6,7 @@ cd tests && python -m benchmarks.gains    prints the table, and draws docs/bench
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from adt_plugin.demo import pictures, report
 from adt_plugin.demo.base import BASES
 from adt_plugin.demo.diffusion import GRIDS
-from benchmarks import DOCUMENTS, miniature, small_sd
+from benchmarks import DOCUMENTS, miniature, pieces, small_sd
 from benchmarks.floor import TRAINING
 from benchmarks.intervals import paired_change
 
@@ -56,11 +56,13 @@ class Beds:
         bases: of the miniature, one for each base.
         runs: of the small Stable Diffusion on the held-out split, by run and seed.
         floor: what its training images score.
+        pieces: its shares of images in one piece, by run and seed; those of training images among them.
     """
 
     bases: Sequence[dict[str, Any]]
     runs: dict[str, Any]
     floor: dict[str, float]
+    pieces: Mapping[str, Sequence[dict[str, float]]]
 
     @property
     def plain(self) -> str:
@@ -79,6 +81,10 @@ class Beds:
     def guided(self, run: str, point: str, figure: str) -> list[float]:
         """Return a figure of a run of the small Stable Diffusion by seed."""
         return small_sd.values(self.runs, run, point, figure)
+
+    def apart(self, run: str, point: str) -> float:
+        """Return how many percent of its images are not in one piece."""
+        return 100 * (1 - statistics.fmean(cell[point] for cell in self.pieces[run]))
 
 
 def table(beds: Beds) -> str:
@@ -101,13 +107,15 @@ def table(beds: Beds) -> str:
 
 
 def draw(beds: Beds, path: Path) -> None:
-    """Draw how far plain training and ADT are from real images on both beds, and how near training images come."""
+    """Draw plain training, ADT and training images: distances on both beds, and on the LoRA's the digits that fall apart."""
 
     def means(values: Values, runs: dict[str, str], points: Iterable[Any]) -> dict[str, list[float]]:
         points = list(points)
         return {shown: [statistics.fmean(values(run, point, "fd")) for point in points] for shown, run in runs.items()}
 
-    guided = means(beds.guided, {"plain training": beds.plain, "ADT": small_sd.ADT.name}, GUIDED.values())
+    loras = {"plain training": beds.plain, "ADT": small_sd.ADT.name}
+    guided = means(beds.guided, loras, GUIDED.values())
+    apart = {shown: [beds.apart(run, point) for point in GUIDED.values()] for shown, run in loras.items()}
     miniatures = {"plain training": miniature.PLAIN, "ADT": "ADT"}
     by_grid = [means(partial(beds.on_grid, grid), miniatures, STEPS) for grid in GRIDS]
     groups = [f"{steps} steps,\n{name}" for name in GRIDS.values() for steps in STEPS]
@@ -115,8 +123,9 @@ def draw(beds: Beds, path: Path) -> None:
     nearest = statistics.fmean(found[TRAINING]["fd"] for found in beds.bases)
     guidances = [f"guidance {name}" for name in GUIDED]
     panels = {
-        "Distance to real images: a LoRA of the small Stable Diffusion": (guidances, guided, beds.floor["fd"]),
-        "Distance to real images: the miniature, without guidance": (groups, both, nearest),
+        "Distance to real images:\na LoRA of the small Stable Diffusion": (guidances, guided, beds.floor["fd"]),
+        "Digits that fall apart, %:\nthe same LoRA": (guidances, apart, beds.apart(TRAINING, GUIDED["3"])),
+        "Distance to real images:\nthe miniature, without guidance": (groups, both, nearest),
     }
     pictures.bars(path, panels)
 
@@ -124,9 +133,8 @@ def draw(beds: Beds, path: Path) -> None:
 def published() -> Beds:
     """Read the published JSON files."""
     results = small_sd.published()
-    return Beds(
-        [miniature.published(base) for base in range(BASES)], small_sd.heldout_runs(results), small_sd.floor_of(results)
-    )
+    runs, floor = small_sd.heldout_runs(results), small_sd.floor_of(results)
+    return Beds([miniature.published(base) for base in range(BASES)], runs, floor, pieces.main_runs(pieces.published()))
 
 
 if __name__ == "__main__":

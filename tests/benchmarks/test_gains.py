@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adt_plugin.demo.diffusion import LEADING, TRAILING
 from benchmarks import DOCUMENTS, gains, miniature, small_sd
+from benchmarks.floor import TRAINING
 
 
 def test_the_table_is_what_the_json_says() -> None:
@@ -40,7 +41,12 @@ def test_every_bed_is_read_by_run_and_point(tmp_path: Path) -> None:
     found[miniature.HELDOUT[TRAILING]] = found["heldout"]
     small = {f"{small_sd.PLAIN}, lr 1": figures(4), small_sd.ADT.name: figures(1)}
     runs = {run: [{"scores": dict.fromkeys(gains.GUIDED.values(), scores)}] for run, scores in small.items()}
-    beds = gains.Beds([found, found], runs, figures(0.5))
+    shares = {
+        run: [dict.fromkeys(gains.GUIDED.values(), share)]
+        for run, share in zip([*small, TRAINING], (0.75, 0.875, 1.0), strict=True)
+    }
+    beds = gains.Beds([found, found], runs, figures(0.5), shares)
+    assert [beds.apart(run, "3 @ 10") for run in shares] == [25.0, 12.5, 0.0]
     gains.draw(beds, tmp_path / "gains.png")
     assert (tmp_path / "gains.png").read_bytes().startswith(b"\x89PNG")
     rows = [[part.strip() for part in line.split("|")[1:-1]] for line in gains.table(beds).splitlines()[2:]]
