@@ -20,7 +20,7 @@ from benchmarks import DOCUMENTS
 from benchmarks.floor import TRAINING
 from benchmarks.host_training import PLATEAU, SHAPE, Recipe, host_folder, images_of, load_denoiser, point_name, reference
 from benchmarks.intervals import bootstrap, difference_text
-from benchmarks.small_sd import ADT, DIVERSE, LATE_START, WHOLE_PATH, Bench, host_parser, store_of
+from benchmarks.small_sd import ADT, DIVERSE, LATE_START, QUARTER, WHOLE_PATH, Bench, host_parser, store_of
 from benchmarks.store import CellStore, by_run
 
 INK = 0.35
@@ -31,7 +31,7 @@ POINTS = ((2.0, 10), (3.0, 10), (7.0, 10))
 """Guidance and DDIM steps."""
 SEEDS, OTHER_SEEDS = range(1, 7), (0, 1)
 """Of the benchmark's runs, and of settings that were tried beside them."""
-OTHERS = (ADT, LATE_START, WHOLE_PATH, DIVERSE)
+OTHERS = (ADT, QUARTER, LATE_START, WHOLE_PATH, DIVERSE)
 
 
 def pieces(image: Tensor) -> int:

@@ -64,6 +64,7 @@ FROZEN_TRIALS = tuple(
 ADT = Recipe("ADT as it ships", TURNS, LR, HEADS)
 BY_WEIGHT = ("--adt_grad_mask", "weighted")
 ONE_STEP = Recipe("ADT, one head step a turn", TURNS, LR, (*HEADS, "--adt_disc_steps", "1"))
+QUARTER = Recipe("ADT, heads at a quarter of the rate", TURNS, LR, (*HEADS, "--adt_disc_lr", "5e-4"))
 MID_START = Recipe("ADT, starts from .6 of the path", TURNS, LR, (*HEADS, "--adt_start_min", "0.6"))
 LATE_START = Recipe("ADT, starts from .8 of the path", TURNS, LR, (*HEADS, "--adt_start_min", "0.8"))
 DIVERSE = Recipe("ADT, diversity 10", TURNS, LR, (*HEADS, "--adt_diversity", "10"))
@@ -71,7 +72,7 @@ WHOLE_PATH = Recipe("ADT, always the whole path", TURNS, LR, (*HEADS, "--adt_sta
 LEVERS = (
     ADT,
     Recipe("ADT, warm-up of 8 turns", TURNS, LR, (*HEADS, "--adt_warmup", "8")),
-    Recipe("ADT, heads at a quarter of the rate", TURNS, LR, (*HEADS, "--adt_disc_lr", "5e-4")),
+    QUARTER,
     ONE_STEP,
     Recipe("ADT, steps drawn by weight", TURNS, LR, (*HEADS, *BY_WEIGHT)),
     Recipe(f"{ONE_STEP.name}, steps drawn by weight", TURNS, LR, (*ONE_STEP.adt, *BY_WEIGHT)),
@@ -82,8 +83,6 @@ LEVERS = (
     DIVERSE,
 )
 """ADT as it ships, and with other values of some settings; frozen heads, too."""
-GUIDED = {scale: Recipe(f"ADT, guidance {scale}", TURNS, LR, (*HEADS, "--adt_cfg_scale", scale)) for scale in ("1", "7", "1:7")}
-"""By the guidance scale of the turns, where `--adt_cfg_scale auto` is 3."""
 TWICE = (ADT, ONE_STEP, LATE_START, WHOLE_PATH, DIVERSE, FROZEN_TRIALS[0])
 """What a second seed is run of, to tell luck from difference."""
 CANDIDATES = tuple(recipe for recipe in TWICE if recipe not in FROZEN_TRIALS)
@@ -184,12 +183,6 @@ class Bench:
             self.cell(recipe, 0, "validation")
         for recipe in TWICE:
             self.cell(recipe, 1, "validation")
-
-    def run_guidance(self) -> None:
-        """Measure on validation what turns at other guidance scales do, and what all begin from."""
-        self.plateau(0, "validation")
-        for recipe in (ADT, *GUIDED.values()):
-            self.cell(recipe, 0, "validation")
 
     def run_at_its_best(self) -> None:
         """Measure the best settings on the held-out split."""
@@ -324,18 +317,15 @@ def levers_table(results: dict[str, Any]) -> str:
     return report.table(["FD (well-formed share)", "seed", *SHOWN], rows)
 
 
-def guidance_table(results: dict[str, Any]) -> str:
-    """Return the table of docs/benchmarks.md from a store's label -> result: by the guidance of the turns, on validation."""
-    runs = {
-        "before": "plateau",
-        "1": GUIDED["1"].name,
-        "3, as it ships": ADT.name,
-        "7": GUIDED["7"].name,
-        "1 to 7": GUIDED["1:7"].name,
-    }
-    cells = ((name, results[f"validation: {run}, seed 0"]) for name, run in runs.items())
-    rows = [[name, *distances([cell]), f"{mean([cell], '3 @ 10', 'recall'):.2f}"] for name, cell in cells]
-    return report.table(["trained at", *SHOWN, "recall, 3 @ 10"], rows)
+def guidance_table(found: dict[str, Any]) -> str:
+    """Return the table of docs/benchmarks.md from `guidance.json`: Fréchet distance and well-formed share at 10 steps."""
+    scales = ("1", "2", "3", "5", "7")
+
+    def text(scores: dict[str, dict[str, float]] | None) -> str:
+        return f"{scores['fd']:.1f} ({scores['well_formed']:.2f})" if scores else "not scored"
+
+    rows = [[name, *(text(points.get(f"{scale} @ 10")) for scale in scales)] for name, points in found.items()]
+    return report.table(["trained at", *(f"sampled at {scale}" for scale in scales)], rows)
 
 
 def pairs(runs: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -377,7 +367,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = host_parser("small_sd", __doc__, seeds=6)
     parser.add_argument("--levers", action="store_true", help="run other values of some settings on validation instead")
-    parser.add_argument("--guidance", action="store_true", help="run other guidance scales of the turns on validation instead")
     parser.add_argument("--best", action="store_true", help="run the best of them on the held-out split instead")
     parser.add_argument("--plateau", action="store_true", help="train the LoRA that all begin from, into the assets")
     given = parser.parse_args(argv)
@@ -387,9 +376,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_to_the_plateau(host, given.work)
         return
     bench = Bench(host, store_of(host, given.out / "small_sd.json"), given.work)
-    if given.guidance:
-        bench.run_guidance()
-        return
     if given.levers or given.best:
         bench.run_levers()
         if given.best:
