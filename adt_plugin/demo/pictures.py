@@ -111,6 +111,7 @@ def bars(path: Path, panels: Mapping[str, tuple[Sequence[str], Mapping[str, Sequ
             drawn = axis.bar(x, heights, width * 0.92, label=name, color=_colour(name))
             axis.bar_label(drawn, fmt="%.1f", fontsize=7)
         axis.axhline(best, color="black", linewidth=1, linestyle=":", label="training images")
+        axis.set_ylim(0, 1.3 * axis.get_ylim()[1])  # room for the legend
         axis.set_xticks(range(len(groups)), groups, fontsize=8)
         axis.set_title(title, fontsize=9, loc="left")
         axis.spines[["top", "right"]].set_visible(False)

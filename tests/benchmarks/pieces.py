@@ -20,7 +20,7 @@ from benchmarks import DOCUMENTS
 from benchmarks.floor import TRAINING
 from benchmarks.host_training import PLATEAU, SHAPE, Recipe, host_folder, images_of, load_denoiser, point_name, reference
 from benchmarks.intervals import bootstrap, difference_text
-from benchmarks.small_sd import ADT, DIVERSE, LATE_START, QUARTER, WHOLE_PATH, Bench, host_parser, store_of
+from benchmarks.small_sd import ADT, DIVERSE, LATE_START, QUARTER, WHOLE_PATH, Bench, host_parser, pairs, store_of
 from benchmarks.store import CellStore, by_run
 
 INK = 0.35
@@ -81,10 +81,10 @@ def table(results: dict[str, Any]) -> str:
         [run, str(len(cells)), *(share_text([cell[point] for cell in cells]) for point in points)]
         for run, cells in runs.items()
     ]
-    for run, cells in runs.items():
-        if run not in (ADT.name, TRAINING):
-            pairs = ([[cell[point] for cell in side] for side in (runs[ADT.name], cells)] for point in points)
-            rows.append([f"{ADT.name} against {run}", "", *(difference_text(*pair) for pair in pairs)])
+    for ours, other in pairs(runs):
+        if other != TRAINING:
+            sides = ([[cell[point] for cell in runs[run]] for run in (ours, other)] for point in points)
+            rows.append([f"{ours} against {other}", "", *(difference_text(*side) for side in sides)])
     return report.table(["in one piece", "seeds", *points], rows)
 
 
@@ -109,7 +109,7 @@ def run(bench: Bench, store: CellStore) -> None:
     """Count what the store does not hold, training what has no LoRA yet."""
     shared = (INK, LEAST, POINTS, bench.samples)
     jobs = [("beside it", recipe, seed) for seed in OTHER_SEEDS for recipe in (None, *OTHERS)]
-    jobs = [("main", recipe, seed) for seed in SEEDS for recipe in (None, *bench.finalists())] + jobs
+    jobs = [("main", recipe, seed) for seed in SEEDS for recipe in (None, *bench.finalists(), bench.at_its_best())] + jobs
     store.get_or_run(f"main: {TRAINING}, seed 0", shared, of_training_images)
     for kind, recipe, seed in jobs:
         label = f"{kind}: {recipe.name if recipe else 'plateau'}, seed {seed}"

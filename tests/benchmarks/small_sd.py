@@ -44,7 +44,7 @@ from benchmarks.host_training import (
     training_figures,
 )
 from benchmarks.intervals import change_text, interval_text
-from benchmarks.store import CellStore, by_run, options_but, seed_of
+from benchmarks.store import CellStore, by_run, options_but
 
 TO_THE_PLATEAU = (Recipe("first", 2000, "3e-3"), Recipe("second", 4000, "3e-3"))
 """One after the other, each with its own cosine."""
@@ -83,12 +83,12 @@ LEVERS = (
     DIVERSE,
 )
 """ADT as it ships, and with other values of some settings; frozen heads, too."""
-TWICE = (ADT, ONE_STEP, LATE_START, WHOLE_PATH, DIVERSE, FROZEN_TRIALS[0])
+TWICE = (ADT, QUARTER, ONE_STEP, LATE_START, WHOLE_PATH, DIVERSE, FROZEN_TRIALS[0])
 """What a second seed is run of, to tell luck from difference."""
 CANDIDATES = tuple(recipe for recipe in TWICE if recipe not in FROZEN_TRIALS)
 """What ADT at its best is chosen from."""
-BEST_SEEDS = (1, 2)
-"""Those of the six that it is run with on the held-out split."""
+CHOSEN_BY = (0, 1)
+"""Seeds on validation that choose it."""
 JUDGED = ((2.0, 10), (3.0, 5), (3.0, 10))
 UNREAD = ("offload", "profile", "backbone", "max_bad_turns", "pictures_every", "flow_shift", "disc_weights", "decoder")
 """Options that change no figure of these runs."""
@@ -160,22 +160,22 @@ class Bench:
         return min(trials, key=lambda recipe: merit(self.cell(recipe, 0, "validation")))
 
     def at_its_best(self) -> Recipe:
-        """Return the settings of ADT that were best on validation, over two seeds."""
-        return min(CANDIDATES, key=lambda recipe: sum(merit(self.cell(recipe, seed, "validation")) for seed in (0, 1)))
+        """Run what it is chosen from where the store has no result; return the best."""
+        for recipe, seed in product(CANDIDATES, CHOSEN_BY):
+            self.cell(recipe, seed, "validation")
+        return best_of(self.store.results()[self.store.group])
 
     def finalists(self) -> list[Recipe]:
         """Return the rivals that were best on validation, which are tried where the store has no trials, and ADT."""
         return [replace(self.best(PLAIN_TRIALS), steps=PLAIN_STEPS), self.best(FROZEN_TRIALS), ADT]
 
-    def run(self, seeds: int) -> dict[str, Any]:
-        """Measure everything; return label -> result."""
+    def run(self, seeds: int) -> None:
+        """Measure everything on the held-out split."""
         finalists = self.finalists()
-        runs: dict[str, list[dict[str, Any]]] = {"the plateau": []} | {recipe.name: [] for recipe in finalists}
         for seed in range(1, seeds + 1):
-            runs["the plateau"].append(self.plateau(seed, "heldout"))
+            self.plateau(seed, "heldout")
             for recipe in finalists:
-                runs[recipe.name].append(self.cell(recipe, seed, "heldout"))
-        return runs
+                self.cell(recipe, seed, "heldout")
 
     def run_levers(self) -> None:
         """Measure the levers on validation, some with a second seed."""
@@ -184,10 +184,11 @@ class Bench:
         for recipe in TWICE:
             self.cell(recipe, 1, "validation")
 
-    def run_at_its_best(self) -> None:
+    def run_at_its_best(self, seeds: int) -> None:
         """Measure the best settings on the held-out split."""
-        for seed in BEST_SEEDS:
-            self.cell(self.at_its_best(), seed, "heldout")
+        best = self.at_its_best()
+        for seed in range(1, seeds + 1):
+            self.cell(best, seed, "heldout")
 
 
 def floor_label(split: str) -> str:
@@ -250,7 +251,10 @@ def paragraphs(runs: dict[str, Any], floor: dict[str, float]) -> Iterator[str]:
         for run, other in pairs(runs)
     ]
     yield report.table(["", *names], rows)
-    rows = [[run, ", ".join(str(cell["seconds"]) for cell in cells)] for run, cells in runs.items()]
+    rows = [
+        [run, ", ".join("not noted" if cell["seconds"] is None else str(cell["seconds"]) for cell in cells)]
+        for run, cells in runs.items()
+    ]
     yield "## Processor time, seconds\n\n" + report.table(["run", "by seed"], rows)
 
 
@@ -268,14 +272,20 @@ def published() -> dict[str, Any]:
     return results
 
 
-def runs_beside_the_best(results: dict[str, Any]) -> dict[str, Any]:
-    """Return the same with ADT at its best, of its seeds alone; empty where the store has none."""
-    known = {
-        label: result for label, result in results.items() if label.startswith("heldout: ") and seed_of(label) in BEST_SEEDS
-    }
-    shown = heldout_runs(known)
-    best = {run: cells for run, cells in by_run(known).items() if run not in shown}
-    return shown | best if best else {}
+def best_of(results: dict[str, Any]) -> Recipe:
+    """Return the settings of ADT that were best on validation, over two seeds, from a store's label -> result."""
+
+    def of_all(recipe: Recipe) -> float:
+        return sum(merit(results[f"validation: {recipe.name}, seed {seed}"]) for seed in CHOSEN_BY)
+
+    return min(CANDIDATES, key=of_all)
+
+
+def shown_runs(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the same as `heldout_runs` with ADT at its best as the last, once that has as many seeds as the others."""
+    runs, best = heldout_runs(results), best_of(results).name
+    cells = by_run({label: result for label, result in results.items() if label.startswith("heldout: ")}).get(best, [])
+    return runs | {best: cells} if len(cells) == len(runs[ADT.name]) else runs
 
 
 def summary(runs: dict[str, Any], floor: dict[str, float]) -> str:
@@ -376,13 +386,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_to_the_plateau(host, given.work)
         return
     bench = Bench(host, store_of(host, given.out / "small_sd.json"), given.work)
-    if given.levers or given.best:
+    if given.levers:
         bench.run_levers()
-        if given.best:
-            bench.run_at_its_best()
         return
-    runs, floor = bench.run(given.seeds), bench.floor("heldout")
-    write_atomically(given.out / "small_sd.md", "\n\n".join(paragraphs(runs, floor["scores"][TRAINING])) + "\n")
+    if given.best:
+        bench.run_at_its_best(given.seeds)
+    else:
+        bench.run(given.seeds)
+        bench.floor("heldout")
+    results = bench.store.results()[bench.store.group]
+    write_atomically(given.out / "small_sd.md", "\n\n".join(paragraphs(shown_runs(results), floor_of(results))) + "\n")
 
 
 if __name__ == "__main__":

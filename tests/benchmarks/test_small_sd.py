@@ -31,7 +31,6 @@ from benchmarks.host_training import (
     score,
     trained,
 )
-from benchmarks.store import CellStore
 from tinyhost.models import write_images
 from tinyhost.run import OUTPUT_NAME, run_host
 from tinyhost.warm import run_warm
@@ -99,38 +98,38 @@ def test_the_page_has_every_point_and_the_paired_changes() -> None:
 
 
 def test_the_table_of_the_last_mile_is_what_its_json_says() -> None:
-    ((_, results),) = CellStore(DOCUMENTS / "small_sd.json").results().items()
-    page = (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
-    assert small_sd.summary(small_sd.heldout_runs(results), small_sd.floor_of(results)) in page
+    results, page = small_sd.published(), (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+    assert small_sd.summary(small_sd.shown_runs(results), small_sd.floor_of(results)) in page
 
 
-def test_adt_at_its_best_is_what_two_seeds_on_validation_chose_and_has_its_table() -> None:
-    ((group, results),) = CellStore(DOCUMENTS / "small_sd.json").results().items()
+def test_adt_at_its_best_is_what_two_seeds_on_validation_chose() -> None:
+    """The least mean logarithm of distances; what was tried with one seed is no candidate."""
 
-    class Stored(small_sd.Bench):
-        def cell(self, recipe: Recipe, seed: int, split: str) -> dict[str, Any]:
-            return results[f"{split}: {recipe.name}, seed {seed}"]
+    def cell(fd: float) -> dict[str, Any]:
+        return {"scores": {point_name(*point): {"fd": fd} for point in POINTS}}
 
-    best = Stored(Path(group), CellStore(DOCUMENTS / "small_sd.json"), Path()).at_its_best()
-    runs = small_sd.runs_beside_the_best(results)
-    assert list(runs)[-1] == best.name and {len(cells) for cells in runs.values()} == {len(small_sd.BEST_SEEDS)}
-    assert small_sd.summary(runs, small_sd.floor_of(results)) in (DOCUMENTS.parent / "benchmarks.md").read_text(
-        encoding="utf-8"
-    )
+    distances = {recipe.name: (6.0, 6.0) for recipe in small_sd.CANDIDATES} | {small_sd.QUARTER.name: (9.0, 3.0)}
+    results = {f"validation: {name}, seed {seed}": cell(fd) for name, pair in distances.items() for seed, fd in enumerate(pair)}
+    assert small_sd.best_of(results) == small_sd.QUARTER  # 27 is less than 36
 
 
-def test_what_is_beside_the_best_is_of_its_seeds() -> None:
-    names = ("plateau", small_sd.ADT.name, small_sd.ONE_STEP.name)
-    results = {f"heldout: {name}, seed {seed}": (name, seed) for seed in (4, 3, 2, 1) for name in names}
-    assert list(small_sd.heldout_runs(results)) == ["plateau", small_sd.ADT.name]
-    runs = small_sd.runs_beside_the_best(results)
-    assert runs == {name: [(name, seed) for seed in small_sd.BEST_SEEDS] for name in names}
-    assert small_sd.runs_beside_the_best({label: 0 for label in results if small_sd.ONE_STEP.name not in label}) == {}
+def test_the_best_is_shown_once_it_has_as_many_seeds_as_the_others() -> None:
+    results = small_sd.published()
+    best = small_sd.best_of(results).name
+    shown = small_sd.shown_runs(results)
+    assert list(shown) == [*small_sd.heldout_runs(results), best] and len({len(cells) for cells in shown.values()}) == 1
+    short = {label: result for label, result in results.items() if label != f"heldout: {best}, seed 2"}
+    assert list(small_sd.shown_runs(short)) == list(small_sd.heldout_runs(results))
+
+
+def test_the_page_is_what_its_json_says() -> None:
+    results = small_sd.published()
+    page = "\n\n".join(small_sd.paragraphs(small_sd.shown_runs(results), small_sd.floor_of(results))) + "\n"
+    assert (DOCUMENTS / "small_sd.md").read_text(encoding="utf-8") == page
 
 
 def test_the_table_of_levers_is_what_its_json_says() -> None:
-    ((_, results),) = CellStore(DOCUMENTS / "small_sd.json").results().items()
-    page = (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+    results, page = small_sd.published(), (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
     table = small_sd.levers_table(results)
     assert len(table.splitlines()) == 2 + 1 + len(small_sd.LEVERS) + len(small_sd.TWICE)
     assert table in page

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from adt_plugin.core.run.files import write_atomically
 from adt_plugin.demo import report
 from benchmarks.host_training import Recipe, host_folder
 from benchmarks.small_sd import (
@@ -28,7 +27,6 @@ from benchmarks.small_sd import (
     distances,
     host_parser,
     mean,
-    paragraphs,
     store_of,
 )
 from benchmarks.store import CellStore, run_of, seed_of
@@ -51,7 +49,6 @@ BUDGETS = (
 """Total time in that of 2000 plain steps, and a plain run and one of ADT that take about so long."""
 BUDGETS_SEED = 1
 FULL_TRIALS = tuple(Recipe(f"plain training, lr {lr}", STEPS, lr, full=True) for lr in ("3e-4", "1e-3"))
-TITLE = "The small Stable Diffusion, a whole run of a LoRA through the real host"
 
 
 def full_runs(bench: Bench) -> tuple[Recipe, ...]:
@@ -60,13 +57,11 @@ def full_runs(bench: Bench) -> tuple[Recipe, ...]:
     return tuple(replace(recipe, lr=lr, full=True) for recipe in (PLAIN, WHOLE_ADT))
 
 
-def measured(bench: Bench, recipes: Sequence[Recipe], seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
-    """Train and score every run with every seed; return run -> results by seed."""
-    found: dict[str, list[dict[str, Any]]] = {recipe.name: [] for recipe in recipes}
+def measured(bench: Bench, recipes: Sequence[Recipe], seeds: Sequence[int]) -> None:
+    """Train and score every run with every seed."""
     for seed in seeds:
         for recipe in reversed(recipes):
-            found[recipe.name].append(bench.cell(recipe, seed, "heldout"))
-    return found
+            bench.cell(recipe, seed, "heldout")
 
 
 def run_budgets(bench: Bench) -> None:
@@ -183,8 +178,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.lengths:
         run_budgets(bench)
         return
-    runs = measured(bench, RUNS, range(1, given.seeds + 1))
-    write_atomically(given.out / "whole_run.md", "\n\n".join(paragraphs(runs, TITLE, "whole_run")) + "\n")
+    measured(bench, RUNS, range(1, given.seeds + 1))
+    runs = runs_of(bench.store.results()[bench.store.group])
+    print(summary(runs), changes(runs), sep="\n\n")
 
 
 if __name__ == "__main__":
