@@ -69,16 +69,18 @@ def run_miniature(out: Path, seeds: int) -> None:
 
 
 def miniature_points(groups: Groups) -> Iterator[tuple[str, Point]]:
-    """Yield run and point of every cell of the miniature's, those of its benchmark among them."""
+    """Yield run and point of every cell of the miniature's, and of its benchmark's with the same seeds."""
     found = miniature.published()
-    for run in (BASE.name, miniature.PLAIN, miniature.FROZEN, "ADT"):
-        for noises in found["heldout"][run]:
-            yield run, (0.0 if run == BASE.name else found["plan"]["units"], of_cell(noises[0]))
     names = {variant.name: run for run, variant in variants().items()}
+    seeds = set()
     for units in BUDGETS:
         for label, result in groups.get(f"miniature, {units:g} steps", {}).items():
-            run = names[run_of(label)]
-            yield run, (units, of_cell(result["cells"][0]))
+            seeds.add(seed_of(label))
+            yield names[run_of(label)], (units, of_cell(result["cells"][0]))
+    for run in (BASE.name, miniature.PLAIN, miniature.FROZEN, "ADT"):
+        for seed, noises in enumerate(found["heldout"][run]):
+            if seed in seeds:
+                yield run, (0.0 if run == BASE.name else found["plan"]["units"], of_cell(noises[0]))
 
 
 def of_cell(cell: dict[str, Any]) -> dict[str, tuple[float, float]]:
