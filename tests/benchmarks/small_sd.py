@@ -283,7 +283,10 @@ def best_of(results: dict[str, Any]) -> Recipe:
 
 def shown_runs(results: dict[str, Any]) -> dict[str, Any]:
     """Return the same as `heldout_runs` with ADT at its best as the last, once that has as many seeds as the others."""
-    runs, best = heldout_runs(results), best_of(results).name
+    runs = heldout_runs(results)
+    if not {f"validation: {recipe.name}, seed {seed}" for recipe, seed in product(CANDIDATES, CHOSEN_BY)} <= results.keys():
+        return runs
+    best = best_of(results).name
     cells = by_run({label: result for label, result in results.items() if label.startswith("heldout: ")}).get(best, [])
     return runs | {best: cells} if len(cells) == len(runs[ADT.name]) else runs
 

@@ -120,6 +120,8 @@ def test_the_best_is_shown_once_it_has_as_many_seeds_as_the_others() -> None:
     assert list(shown) == [*small_sd.heldout_runs(results), best] and len({len(cells) for cells in shown.values()}) == 1
     short = {label: result for label, result in results.items() if label != f"heldout: {best}, seed 2"}
     assert list(small_sd.shown_runs(short)) == list(small_sd.heldout_runs(results))
+    without_trials = {label: result for label, result in results.items() if label.startswith("heldout: ")}
+    assert list(small_sd.shown_runs(without_trials)) == list(small_sd.heldout_runs(results))
 
 
 def test_the_page_is_what_its_json_says() -> None:
