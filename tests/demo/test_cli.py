@@ -49,7 +49,8 @@ def test_the_demo_writes_table_numbers_and_pictures_of_several_seeds_on_one_base
     base, *tuned = json.loads((out / "results.json").read_text(encoding="utf-8"))["sections"]["demo"]
     assert (base["run"], base["seed"], base["steps"], base["seconds"]) == ("base", 0, 0, 0)
     assert [(cell["run"], cell["seed"]) for cell in tuned] == [(run, seed) for seed in (0, 1) for run in (PLAIN.name, "ADT")]
-    assert all(cell["steps"] > 0 and cell["seconds"] > 0 for cell in tuned)
+    assert all(cell["seconds"] > 0 for cell in tuned)
+    assert all(cell["steps"] > 0 for cell in tuned if cell["run"] == PLAIN.name)  # ADT's may end in its warm-up
     assert (out / "samples.png").read_bytes().startswith(PNG) and (out / "curves.png").read_bytes().startswith(PNG)
 
 
