@@ -38,10 +38,11 @@ def paired_change(after: Sequence[float], before: Sequence[float]) -> Interval:
     return bootstrap([100 * (a / b - 1) for a, b in zip(after, before, strict=True)])
 
 
-def interval_text(values: Sequence[float]) -> str:
+def interval_text(values: Sequence[float], form: str = ".3g") -> str:
     """Format a mean with its interval; one value alone stands without."""
     found = bootstrap(values)
-    return f"{found.mean:.3g}" if len(values) == 1 else f"{found.mean:.3g} ({found.low:.3g} to {found.high:.3g})"
+    mean, low, high = (format(value, form) for value in (found.mean, found.low, found.high))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
 def change_text(after: Sequence[float], before: Sequence[float]) -> str:

@@ -19,9 +19,9 @@ from adt_plugin.demo import report
 from benchmarks import DOCUMENTS
 from benchmarks.floor import TRAINING
 from benchmarks.host_training import PLATEAU, SHAPE, Recipe, host_folder, images_of, load_denoiser, point_name, reference
-from benchmarks.intervals import bootstrap, difference_text
+from benchmarks.intervals import difference_text, interval_text
 from benchmarks.small_sd import ADT, DIVERSE, LATE_START, QUARTER, WHOLE_PATH, Bench, host_parser, pairs, store_of
-from benchmarks.store import CellStore, by_run
+from benchmarks.store import CellStore, by_run, only_group
 
 INK = 0.35
 """How far a channel of a pixel, in [-1, 1], lies from the paper's where there is ink."""
@@ -65,20 +65,19 @@ def of_training_images() -> dict[str, Any]:
 
 def published() -> dict[str, Any]:
     """Read what has been found: label -> shares."""
-    ((_, results),) = CellStore(DOCUMENTS / "pieces.json").results().items()
-    return results
+    return only_group(DOCUMENTS / "pieces.json")
 
 
 def main_runs(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Return run -> its shares by seed from a store's label -> shares: what is compared with ADT as it ships."""
-    return by_run({label: shares for label, shares in results.items() if label.startswith("main: ")})
+    return by_run(results, "main")
 
 
 def table(results: dict[str, Any]) -> str:
     """Return the table of docs/benchmarks.md: means over the seeds with their intervals, and ADT's differences."""
     points, runs = [point_name(*point) for point in POINTS], main_runs(results)
     rows = [
-        [run, str(len(cells)), *(share_text([cell[point] for cell in cells]) for point in points)]
+        [run, str(len(cells)), *(interval_text([cell[point] for cell in cells], ".3f") for point in points)]
         for run, cells in runs.items()
     ]
     for ours, other in pairs(runs):
@@ -91,18 +90,11 @@ def table(results: dict[str, Any]) -> str:
 def others_table(results: dict[str, Any]) -> str:
     """Return the table of docs/benchmarks.md of the settings that were tried beside what ships, seed by seed."""
     points = [point_name(*point) for point in POINTS]
-    others = {label: shares for label, shares in results.items() if label.startswith("beside it: ")}
     rows = [
         [run, *(" / ".join(f"{cell[point]:.3f}" for cell in cells) for point in points)]
-        for run, cells in by_run(others).items()
+        for run, cells in by_run(results, "beside it").items()
     ]
     return report.table([f"in one piece, seeds {' / '.join(map(str, OTHER_SEEDS))}", *points], rows)
-
-
-def share_text(values: Sequence[float]) -> str:
-    """Format the mean of shares with its interval."""
-    found = bootstrap(values)
-    return f"{found.mean:.3f}" if len(values) == 1 else f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
 def run(bench: Bench, store: CellStore) -> None:

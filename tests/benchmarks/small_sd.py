@@ -44,7 +44,7 @@ from benchmarks.host_training import (
     training_figures,
 )
 from benchmarks.intervals import change_text, interval_text
-from benchmarks.store import CellStore, by_run, options_but
+from benchmarks.store import CellStore, by_run, only_group, options_but
 
 TO_THE_PLATEAU = (Recipe("first", 2000, "3e-3"), Recipe("second", 4000, "3e-3"))
 """One after the other, each with its own cosine."""
@@ -260,7 +260,7 @@ def paragraphs(runs: dict[str, Any], floor: dict[str, float]) -> Iterator[str]:
 
 def heldout_runs(results: dict[str, Any]) -> dict[str, Any]:
     """Return run -> its results on the held-out split by seed, from a store's label -> result; in the order of `run`."""
-    runs = by_run({label: result for label, result in results.items() if label.startswith("heldout: ")})
+    runs = by_run(results, "heldout")
     order = ("plateau", PLAIN, FROZEN, ADT.name)
     found = [(place, run) for run in runs for place, name in enumerate(order) if run.startswith(name)]
     return {run: runs[run] for _, run in sorted(found)}
@@ -268,8 +268,7 @@ def heldout_runs(results: dict[str, Any]) -> dict[str, Any]:
 
 def published() -> dict[str, Any]:
     """Read what has been found: label -> result."""
-    ((_, results),) = CellStore(DOCUMENTS / "small_sd.json").results().items()
-    return results
+    return only_group(DOCUMENTS / "small_sd.json")
 
 
 def best_of(results: dict[str, Any]) -> Recipe:
@@ -287,7 +286,7 @@ def shown_runs(results: dict[str, Any]) -> dict[str, Any]:
     if not {f"validation: {recipe.name}, seed {seed}" for recipe, seed in product(CANDIDATES, CHOSEN_BY)} <= results.keys():
         return runs
     best = best_of(results).name
-    cells = by_run({label: result for label, result in results.items() if label.startswith("heldout: ")}).get(best, [])
+    cells = by_run(results, "heldout").get(best, [])
     return runs | {best: cells} if len(cells) == len(runs[ADT.name]) else runs
 
 

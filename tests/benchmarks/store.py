@@ -66,10 +66,20 @@ def seed_of(label: str) -> int:
     return int(label.rpartition(" ")[2])
 
 
-def by_run(results: dict[str, Result]) -> dict[str, list[Result]]:
-    """Sort label -> result into run -> its results in the order of their seeds, so that those of two runs are pairs."""
+def only_group(path: Path) -> dict[str, Result]:
+    """Return label -> result of a file of one group, such as a published one. Raises ValueError where it has another number."""
+    ((_, results),) = CellStore(path).results().items()
+    return results
+
+
+def by_run(results: dict[str, Result], kind: str = "") -> dict[str, list[Result]]:
+    """Sort label -> result into run -> its results in the order of their seeds, so that those of two runs are pairs.
+
+    Args:
+        kind: what stands before the colon of the labels that are sorted, such as `heldout`; all are without it.
+    """
     found: dict[str, list[Result]] = {}
-    for label in sorted(results, key=seed_of):
+    for label in sorted((label for label in results if kind in ("", label.partition(": ")[0])), key=seed_of):
         found.setdefault(run_of(label), []).append(results[label])
     return found
 

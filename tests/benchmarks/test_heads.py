@@ -12,7 +12,7 @@ from adt_plugin.demo.finetune import build_turn
 from adt_plugin.demo.study import Study
 from adt_plugin.demo.variants import ADT, changed, hurried
 from benchmarks import DOCUMENTS, heads
-from benchmarks.store import CellStore
+from benchmarks.store import only_group
 
 
 def test_a_pair_is_told_apart_where_two_views_of_the_real_image_score_higher(
@@ -46,5 +46,4 @@ def test_heads_are_looked_at_before_they_learn_after_the_warm_up_and_after_the_r
 
 
 def test_the_table_is_what_its_json_says() -> None:
-    ((_, results),) = CellStore(DOCUMENTS / "heads.json").results().items()
-    assert heads.table(results) in (DOCUMENTS.parent / "method.md").read_text(encoding="utf-8")
+    assert heads.table(only_group(DOCUMENTS / "heads.json")) in (DOCUMENTS.parent / "method.md").read_text(encoding="utf-8")
