@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from adt_plugin.core.config import AUTO, ADTConfig
 from adt_plugin.core.diffusion.gradient_path import Backward
 from adt_plugin.core.diffusion.samplers import Sampler
+from adt_plugin.core.distributed import world_size
 from adt_plugin.core.errors import ConfigError
 from adt_plugin.core.images.decoding import LatentDecoder
 from adt_plugin.core.moments import Growth
@@ -401,7 +402,7 @@ class Session:
         if not self.backward_seen:
             self._check_every_seam_was_hit(batch)
             self._check_text_encoder(batch)
-            self._begin()
+            self._begin(batch)
             self.backward_seen = True
         if isinstance(batch, Predicted):
             self.order.backward(self.run, batch, self.optimizer_steps, loss, backward)
@@ -430,8 +431,8 @@ class Session:
                 "let sd-scripts train the encoder, too."
             )
 
-    def _begin(self) -> None:
-        """Check the turns again and say what is to come.
+    def _begin(self, batch: Batch) -> None:
+        """Check the turns again and say what is to come, with batches as the first.
 
         By now the host has counted its steps, from --max_train_epochs and the data, and read its state.
         """
@@ -439,5 +440,10 @@ class Session:
         to_come = self._to_come(turn)
         if self.config.weight > 0:
             turn.schedule.check(*to_come)
-        told = (forecast.sentence(self.family, self.config, self.args), advice(self.family.name, self.model, self.config))
-        self.run.begin(turn.schedule.count(*to_come), " ".join(filter(None, told)))
+        count, images = turn.schedule.count(*to_come), len(batch.noised.latents) if isinstance(batch, Predicted) else 0
+        told = (
+            forecast.sentence(self.family, self.config, self.args),
+            forecast.of_images(count, images * world_size()) if self.config.weight > 0 else "",
+            advice(self.family.name, self.model, self.config),
+        )
+        self.run.begin(count, " ".join(filter(None, told)))

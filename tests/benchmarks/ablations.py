@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from adt_plugin.demo.variants import Variant, changed, plain
@@ -25,6 +26,17 @@ def without_average(variant: Variant) -> Variant:
     """The same without an average of the weights."""
     assert variant.plan is not None
     return Variant(variant.name.removesuffix(", EMA"), replace(variant.plan, ema=0.0))
+
+
+def without_learning(variant: Variant) -> Variant:
+    """The same with heads that are never trained."""
+    assert variant.plan is not None and variant.plan.adt is not None
+    return Variant(f"frozen heads, {variant.name}", replace(variant.plan, adt=replace(variant.plan.adt, **FROZEN)))
+
+
+def named(variants: Sequence[Variant], *names: str) -> tuple[Variant, ...]:
+    """Return the variants of these names."""
+    return tuple(variant for variant in variants if variant.name in names)
 
 
 PLAIN_TRIALS = tuple(plain_trial(lr) for lr in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3))
@@ -97,5 +109,20 @@ JUDGES = (
 )
 """Other heads, other partners, other weights of what they say; and a cheaper way to the image that they judge."""
 
-ABLATIONS = {"paper": PAPER, "levers": LEVERS, "neighbours": NEIGHBOURS, "judges": JUDGES}
+DIALS = (
+    *named(LEVERS, "a third of the model's rate", "three times the model's rate", "weight 1", "weight 2.5", "weight 10"),
+    *named(LEVERS, "starts from the whole path", "K = 1", "all steps", "10-step grid", "a turn in every second step"),
+    *named(LEVERS, "steps drawn by weight"),
+    *named(
+        NEIGHBOURS, "starts from .8 of the path", "always the whole path", "evenly spaced steps", "every turn of one strength"
+    ),
+    *named(JUDGES, "short paths pull less"),
+    *named(PAPER, "no augmentation", "a backbone that has learnt nothing"),
+    Variant("weight 20", changed({"weight": 20.0, "max_grad_ratio": 40.0})),
+    Variant("heads of 128 channels", changed({"disc_width": 128})),
+)
+FROZEN_LEVERS = tuple(map(without_learning, DIALS))
+"""What ADT was tried with, as far as it does not ask heads to learn, with heads that never do; and two dials more."""
+
+ABLATIONS = {"paper": PAPER, "levers": LEVERS, "neighbours": NEIGHBOURS, "judges": JUDGES, "frozen": FROZEN_LEVERS}
 """Groups of ablations by the name under which they are asked for."""

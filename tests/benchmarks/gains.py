@@ -15,6 +15,7 @@ from typing import Any
 from adt_plugin.demo import pictures, report
 from adt_plugin.demo.base import BASES
 from adt_plugin.demo.diffusion import GRIDS
+from adt_plugin.demo.variants import BASE
 from benchmarks import DOCUMENTS, miniature, pieces, small_sd
 from benchmarks.floor import TRAINING
 from benchmarks.intervals import paired_change
@@ -23,6 +24,9 @@ STEPS = (5, 10, 20)
 FIGURES = ("fd", "well_formed", "recall")
 GUIDED = {"2": "2 @ 10", "3": "3 @ 10", "7": "7 @ 10"}
 """Guidance, and the point of sampling in the small Stable Diffusion's results."""
+
+PLATEAU = "base: the plateau"
+"""As the picture calls what all begin from."""
 
 Values = Callable[[str, Any, str], list[float]]
 """(run, point, figure) -> its values by seed."""
@@ -97,26 +101,28 @@ def table(beds: Beds) -> str:
         )
         for grid, name in GRIDS.items()
     ]
-    lora = (
-        f"a LoRA of the small Stable Diffusion, {len(beds.runs[small_sd.ADT.name])} seeds",
-        f"guidance {slashed(GUIDED)}",
-        *row(beds.guided, small_sd.ADT.name, beds.plain, GUIDED.values()),
-    )
+    loras = [
+        (name, f"guidance {slashed(GUIDED)}", *row(beds.guided, small_sd.ADT.name, other, GUIDED.values()))
+        for name, other in (
+            (f"a LoRA of the small Stable Diffusion, {len(beds.runs[small_sd.ADT.name])} seeds", beds.plain),
+            ("the same LoRA, against the plateau itself", small_sd.BEFORE),
+        )
+    ]
     head = ["from the plateau, at about equal cost", "sampled with", "Fréchet distance", "well-formed share", "recall"]
-    return report.table(head, [lora, *miniatures])
+    return report.table(head, [*loras, *miniatures])
 
 
 def draw(beds: Beds, path: Path) -> None:
-    """Draw plain training, ADT and training images: distances on both beds, and on the LoRA's the digits that fall apart."""
+    """Draw the plateau, plain training, ADT and training images: distances, and of the LoRA the digits that fall apart."""
 
     def means(values: Values, runs: dict[str, str], points: Iterable[Any]) -> dict[str, list[float]]:
         points = list(points)
         return {shown: [statistics.fmean(values(run, point, "fd")) for point in points] for shown, run in runs.items()}
 
-    loras = {"plain training": beds.plain, "ADT": small_sd.ADT.name}
+    loras = {PLATEAU: small_sd.BEFORE, "plain training": beds.plain, "ADT": small_sd.ADT.name}
     guided = means(beds.guided, loras, GUIDED.values())
     apart = {shown: [beds.apart(run, point) for point in GUIDED.values()] for shown, run in loras.items()}
-    miniatures = {"plain training": miniature.PLAIN, "ADT": "ADT"}
+    miniatures = {PLATEAU: BASE.name, "plain training": miniature.PLAIN, "ADT": "ADT"}
     by_grid = [means(partial(beds.on_grid, grid), miniatures, STEPS) for grid in GRIDS]
     groups = [f"{steps} steps,\n{name}" for name in GRIDS.values() for steps in STEPS]
     both = {run: [value for found in by_grid for value in found[run]] for run in miniatures}

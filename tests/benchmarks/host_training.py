@@ -41,11 +41,13 @@ MODEL = HostModel(ASSETS / "model", ASSETS / "tokenizers", "networks.lora", "sd"
 POINTS = ((1.0, 5), (1.0, 10), (2.0, 10), (3.0, 5), (3.0, 10), (7.0, 10))
 """Guidance and sampler steps that every LoRA is scored at."""
 
+BATCH = 16
+"""Images in a forward pass, where a recipe has no other number."""
 OPTIONS: dict[str, object] = {
     "--network_dim": 16,
     "--network_alpha": 16,
     "--lr_scheduler": "cosine",
-    "--train_batch_size": 16,
+    "--train_batch_size": BATCH,
     "--vae_batch_size": 16,
     "--save_precision": "fp16",
 }
@@ -63,6 +65,8 @@ class Recipe:
         lr: learning rate, as the command line has it.
         adt: further options of the command, beginning with `--adt`; none for plain training. The backbone is not among them.
         full: train all weights of the UNet instead of a LoRA.
+        batch: images in a forward pass.
+        accumulated: forward passes an optimizer step.
     """
 
     name: str
@@ -70,6 +74,8 @@ class Recipe:
     lr: str
     adt: tuple[str, ...] = ()
     full: bool = False
+    batch: int = BATCH
+    accumulated: int = 1
 
     @property
     def script(self) -> str:
@@ -126,7 +132,8 @@ def train(recipe: Recipe, seed: int, begin: Path | None, images: Path, host: Pat
 
 def host_options(recipe: Recipe, seed: int, begin: Path | None) -> list[str]:
     """Return what stands on the host's command line beside the kit's own options."""
-    shared = {name: value for name, value in OPTIONS.items() if not (recipe.full and name.startswith("--network"))}
+    given = OPTIONS | {"--train_batch_size": recipe.batch}
+    shared = {name: value for name, value in given.items() if not (recipe.full and name.startswith("--network"))}
     options = [str(part) for item in shared.items() for part in item]
     options += [
         *(FULL if recipe.full else FLAGS),
@@ -137,6 +144,7 @@ def host_options(recipe: Recipe, seed: int, begin: Path | None) -> list[str]:
         "--seed",
         str(seed),
     ]
+    options += ["--gradient_accumulation_steps", str(recipe.accumulated)] if recipe.accumulated > 1 else []
     options += ["--network_weights", str(begin)] if begin else []
     return options + ([*recipe.adt, "--adt_backbone", str(ASSETS / "dinov2")] if recipe.adt else [])
 

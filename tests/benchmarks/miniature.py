@@ -47,8 +47,12 @@ DETECTED = 10
 """Sampler steps, on the trailing grid and for the first noise, whose samples a fresh classifier is to tell from real images."""
 FIGURES = ("fd", "kid", "pixel_fd", "precision", "recall", "well_formed", "novelty", "detectability")
 PARTS = "paper"
-"""The group of ablations that take something away; ADT at its best is chosen from the others, by one run on validation each."""
-PLAIN, FROZEN, BEST = "plain", "frozen heads", "ADT at its best"
+"""The group of ablations that take something away; what is at its best is chosen from the others, by one run each."""
+RIVALS = "frozen"
+"""The group of ablations whose heads are never trained."""
+OTHER_SEEDS = 5
+"""Seeds from a base that is not the first."""
+PLAIN, FROZEN, BEST, FROZEN_BEST = "plain", "frozen heads", "ADT at its best", "frozen heads at their best"
 DIVERSE = Variant("ADT, diversity 10", changed({"diversity": 10.0}))
 """What is shown beside what ships."""
 NAMES = {
@@ -143,13 +147,18 @@ class Bench:
             finalists[name], trials[name] = self.best(variants)
         finalists["ADT"] = ADT  # as it ships, chosen by nothing here
         finalists[DIVERSE.name] = DIVERSE
-        tried: dict[Variant, Cell] = {}
+        tried: dict[str, dict[Variant, Cell]] = {BEST: {}, FROZEN_BEST: {}}
         for group in self.plan.ablations:
-            cells = {variant: self.trial(variant) for variant in (ADT, *ABLATIONS[group])}
+            first = finalists[FROZEN] if group == RIVALS else ADT
+            cells = {variant: self.trial(variant) for variant in (first, *ABLATIONS[group])}
             trials[f"ablations: {group}"] = list(cells.values())
-            tried |= cells if group != PARTS else {}
-        if tried:
-            finalists[BEST] = _best(list(tried), list(tried.values()))
+            if group != PARTS:
+                tried[FROZEN_BEST if group == RIVALS else BEST] |= cells
+        for name, of_all in tried.items():
+            if of_all:
+                finalists[name] = _best(list(of_all), list(of_all.values()))
+        if self.plan.base:
+            finalists[FROZEN_BEST] = chosen_for_frozen_heads()
         return {
             "plan": asdict(self.plan),
             "machine": report.machine(),
@@ -168,6 +177,12 @@ class Bench:
                 cells = [self.cell(variant, seed, self.heldout[grid], grid) for seed in range(seeds_of(variant, self.plan))]
                 results[name] = [[asdict(cell) for cell in noises] for noises in cells]
         return results
+
+
+def chosen_for_frozen_heads() -> Variant:
+    """Return what was best for them from the first base, whose results are published: it was not tried from another."""
+    chosen = published()["finalists"][FROZEN_BEST]
+    return next(variant for variant in ABLATIONS[RIVALS] if variant.name == chosen)
 
 
 def options_read(config: ADTConfig) -> tuple[tuple[str, Any], ...]:
@@ -194,7 +209,8 @@ def count_runs(plan: Plan) -> int:
     groups = (PLAIN_TRIALS, FROZEN_TRIALS)
     trials = sum(len(group) + 1 for group in groups) + sum(1 + len(ABLATIONS[group]) for group in plan.ablations)
     reported = sum(seeds_of(variant, plan) for variant in (BASE, ADT, DIVERSE)) + plan.seeds * len(groups)
-    return trials + len(HELDOUT) * reported + plan.seeds * bool({*plan.ablations} - {PARTS})
+    at_their_best = bool({*plan.ablations} - {PARTS, RIVALS}) + len(HELDOUT) * (RIVALS in plan.ablations or plan.base > 0)
+    return trials + len(HELDOUT) * reported + plan.seeds * at_their_best
 
 
 def _best(variants: Sequence[Variant], cells: Sequence[Cell]) -> Variant:
@@ -278,8 +294,9 @@ def summary(results: dict[str, Any], grid: str) -> str:
 
 
 def called(results: dict[str, Any], run: str) -> str:
-    """How the summary calls a run; ADT at its best with the settings that it has."""
-    return f"{BEST}: {results['finalists'][BEST]}" if run == BEST else NAMES[run]
+    """How the summary calls a run; what is at its best with the settings that it has."""
+    settings: str = results["finalists"][run].removeprefix(f"{FROZEN}, ")
+    return NAMES.get(run, f"{run}: {settings}")
 
 
 def trial_row(cell: Cell) -> list[str]:
@@ -297,8 +314,8 @@ def trial_row(cell: Cell) -> list[str]:
 
 def changes(results: dict[str, Any], grid: str) -> Iterator[list[str]]:
     """Rows: the distance of ADT, as it ships and at its best, against each other run's."""
-    for run, other in product(("ADT", DIVERSE.name, BEST), ("base", PLAIN, FROZEN)):
-        if run not in results[HELDOUT[grid]]:
+    for run, other in product(("ADT", DIVERSE.name, BEST), ("base", PLAIN, FROZEN, FROZEN_BEST)):
+        if not {run, other} <= results[HELDOUT[grid]].keys():
             continue
         row = [f"{run} against {other}"]
         for steps in STEPS:
@@ -309,8 +326,8 @@ def changes(results: dict[str, Any], grid: str) -> Iterator[list[str]]:
 def pooled(found: Sequence[dict[str, Any]], grid: str, run: str = "ADT") -> str:
     """Return a grid's table of docs/benchmarks.md of several bases: a run against its rivals, paired over all seeds."""
     rows = []
-    for other, (figure, text) in product((PLAIN, FROZEN), POOLED.items()):
-        row = [f"{figure}, against {NAMES[other].partition(',')[0]}"]
+    for other, (figure, text) in product((PLAIN, FROZEN, FROZEN_BEST), POOLED.items()):
+        row = [f"{figure}, against {NAMES.get(other, other).partition(',')[0]}"]
         for steps in STEPS:
             row.append(text(*side_by_side(found, run, other, figure, steps, grid)))
         rows.append(row)
@@ -372,7 +389,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 2 for wrong options, 130 after Ctrl-C, 1 with one line where an extra is not installed.
     """
     given = _parser().parse_args(argv)
-    plan = Plan(given.units, given.seeds, base=given.base, ablations=tuple(given.ablations))
+    first = given.base == 0
+    seeds = given.seeds or (Plan.seeds if first else OTHER_SEEDS)
+    ablations = given.ablations if given.ablations is not None else ABLATIONS if first and not given.quick else ()
+    plan = Plan(given.units, seeds, base=given.base, ablations=tuple(ablations))
     if given.quick:
         plan = replace(plan, units=20.0, seeds=2, samples=40, quick=True)
     with short_endings(given.out), Bar(plan.units * count_runs(plan)) as bar:
@@ -383,9 +403,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.miniature", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--units", type=duration, default=Plan.units, help="cost of every run, in plain steps (default: 700)")
-    parser.add_argument("--seeds", type=positive, default=Plan.seeds, help="runs of each finalist (default: 6)")
+    parser.add_argument(
+        "--seeds", type=positive, help=f"runs of each finalist (default: {Plan.seeds}; of another base {OTHER_SEEDS})"
+    )
     parser.add_argument("--base", type=int, default=0, help="number of the shipped denoiser (default: 0)")
-    parser.add_argument("--ablations", nargs="*", choices=ABLATIONS, default=[], help="run these ablations too")
+    parser.add_argument(
+        "--ablations", nargs="*", choices=ABLATIONS, help="ablations to run, too (default: all; of another base none)"
+    )
     parser.add_argument("--out", type=Path, default=DOCUMENTS, help="folder (default: docs/benchmarks)")
     add_shared_arguments(parser)
     return parser

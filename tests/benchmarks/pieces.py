@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises SystemExit where no host is found.
     """
-    given = host_parser("pieces", __doc__).parse_args(argv)
+    given = host_parser("pieces", __doc__, work="small_sd").parse_args(argv)
     host = host_folder(given.host)
     torch.set_num_threads(1)
     store = store_of(host, given.out / "pieces.json")

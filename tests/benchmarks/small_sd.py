@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -28,6 +28,7 @@ from adt_plugin.options import add_adt_arguments, from_namespace
 from benchmarks import DOCUMENTS
 from benchmarks.floor import TRAINING
 from benchmarks.host_training import (
+    BATCH,
     FLAGS,
     FULL,
     IMAGES,
@@ -56,7 +57,7 @@ LR = "3e-3"
 HEADS = ("--adt", "--adt_begin", "0", "--adt_disc_width", "32")  # heads shrink with the backbone
 NO_LEARNING = ("--adt_disc_lr", "0", "--adt_disc_steps", "1", "--adt_disc_penalty", "0", "--adt_warmup", "8")
 
-PLAIN, FROZEN = "plain training", "frozen heads"
+BEFORE, PLAIN, FROZEN = "plateau", "plain training", "frozen heads"
 PLAIN_TRIALS = tuple(Recipe(f"{PLAIN}, lr {lr}", 1200, lr) for lr in ("1e-4", "3e-4", "1e-3", "3e-3"))
 FROZEN_TRIALS = tuple(
     Recipe(f"{FROZEN}, weight {weight}", TURNS, LR, (*HEADS, *NO_LEARNING, "--adt_weight", weight)) for weight in ("5", "10")
@@ -68,6 +69,29 @@ QUARTER = Recipe("ADT, heads at a quarter of the rate", TURNS, LR, (*HEADS, "--a
 MID_START = Recipe("ADT, starts from .6 of the path", TURNS, LR, (*HEADS, "--adt_start_min", "0.6"))
 LATE_START = Recipe("ADT, starts from .8 of the path", TURNS, LR, (*HEADS, "--adt_start_min", "0.8"))
 DIVERSE = Recipe("ADT, diversity 10", TURNS, LR, (*HEADS, "--adt_diversity", "10"))
+GUIDED = tuple(Recipe(f"ADT, turns at guidance {scale}", TURNS, LR, (*HEADS, "--adt_cfg_scale", scale)) for scale in ("1", "7"))
+"""ADT as it ships walks at 3."""
+
+
+def with_images(steps: int, lr: str, batch: int, accumulated: int = 1) -> Recipe:
+    """ADT as it ships with another number of images a step."""
+    images = f"{f'{accumulated} x ' if accumulated > 1 else ''}{batch} image{'s' if batch > 1 else ''}"
+    return Recipe(f"ADT, {images}, lr {lr}, {steps} steps", steps, lr, HEADS, batch=batch, accumulated=accumulated)
+
+
+SMALL_BATCHES = (
+    with_images(TURNS, "1.5e-3", 4),
+    with_images(TURNS, "7.5e-4", 1),
+    with_images(4 * TURNS, "7.5e-4", 1),
+    with_images(TURNS, LR, 4),
+)
+"""Fewer images a step, at rates that fall with the square root of their number, and at the benchmark's own."""
+SMALL_BATCHES_ONCE = (
+    with_images(TURNS, LR, 1, accumulated=4),
+    with_images(TURNS, LR, 1),
+    with_images(4 * TURNS, LR, 1),
+)
+"""The same, with the first seed alone."""
 WHOLE_PATH = Recipe("ADT, always the whole path", TURNS, LR, (*HEADS, "--adt_start_min", "1"))
 LEVERS = (
     ADT,
@@ -89,6 +113,8 @@ CANDIDATES = tuple(recipe for recipe in TWICE if recipe not in FROZEN_TRIALS)
 """What ADT at its best is chosen from."""
 CHOSEN_BY = (0, 1)
 """Seeds on validation that choose it."""
+BESIDE_SEEDS = (1, 2)
+"""Of what is run beside the comparison."""
 JUDGED = ((2.0, 10), (3.0, 5), (3.0, 10))
 UNREAD = ("offload", "profile", "backbone", "max_bad_turns", "pictures_every", "flow_shift", "disc_weights", "decoder")
 """Options that change no figure of these runs."""
@@ -127,7 +153,10 @@ class Bench:
 
     def settings(self, recipe: Recipe, seed: int) -> tuple[Any, ...]:
         """What a recipe's figures depend on, beside what all share."""
-        return recipe.steps, recipe.lr, options_read(recipe), seed, *((FULL,) if recipe.full else ())
+        full = (FULL,) if recipe.full else ()
+        batch = (recipe.batch,) if recipe.batch != BATCH else ()
+        accumulated = (("accumulated", recipe.accumulated),) if recipe.accumulated > 1 else ()
+        return recipe.steps, recipe.lr, options_read(recipe), seed, *full, *batch, *accumulated
 
     def lora(self, recipe: Recipe, seed: int) -> Path:
         """Train one LoRA unless its file is there; return the file."""
@@ -140,7 +169,7 @@ class Bench:
         """Score the LoRA that all begin from, on the noise of this seed."""
         file = self.work / f"plateau-{seed}"
         run = lambda: {"seconds": 0, "scores": scored(PLATEAU, split, 108 + seed, self.samples, file)}  # noqa: E731
-        return self.stored(f"{split}: plateau, seed {seed}", seed, run)
+        return self.stored(f"{split}: {BEFORE}, seed {seed}", seed, run)
 
     def floor(self, split: str) -> dict[str, Any]:
         """Score the images that the LoRA learnt from."""
@@ -189,6 +218,13 @@ class Bench:
         best = self.at_its_best()
         for seed in range(1, seeds + 1):
             self.cell(best, seed, "heldout")
+
+    def run_beside(self) -> None:
+        """Measure turns at other guidance scales and with fewer images a step, on the held-out split."""
+        for seed, recipe in product(BESIDE_SEEDS, SMALL_BATCHES):
+            self.cell(recipe, seed, "heldout")
+        for recipe in (*SMALL_BATCHES_ONCE, *GUIDED):
+            self.cell(recipe, BESIDE_SEEDS[0], "heldout")
 
 
 def floor_label(split: str) -> str:
@@ -261,7 +297,7 @@ def paragraphs(runs: dict[str, Any], floor: dict[str, float]) -> Iterator[str]:
 def heldout_runs(results: dict[str, Any]) -> dict[str, Any]:
     """Return run -> its results on the held-out split by seed, from a store's label -> result; in the order of `run`."""
     runs = by_run(results, "heldout")
-    order = ("plateau", PLAIN, FROZEN, ADT.name)
+    order = (BEFORE, PLAIN, FROZEN, ADT.name)
     found = [(place, run) for run in runs for place, name in enumerate(order) if run.startswith(name)]
     return {run: runs[run] for _, run in sorted(found)}
 
@@ -329,15 +365,43 @@ def levers_table(results: dict[str, Any]) -> str:
     return report.table(["FD (well-formed share)", "seed", *SHOWN], rows)
 
 
-def guidance_table(found: dict[str, Any]) -> str:
-    """Return the table of docs/benchmarks.md from `guidance.json`: Fréchet distance and well-formed share at 10 steps."""
-    scales = ("1", "2", "3", "5", "7")
+def beside_table(results: dict[str, Any], head: str, shown: Mapping[str, str]) -> str:
+    """Return a table of docs/benchmarks.md from a store's label -> result: some held-out runs, means over seeds that all have.
 
-    def text(scores: dict[str, dict[str, float]] | None) -> str:
-        return f"{scores['fd']:.1f} ({scores['well_formed']:.2f})" if scores else "not scored"
+    Args:
+        head: of the first column.
+        shown: run -> how the table calls it.
+    """
+    runs = by_run(results, "heldout")
+    seeds = min(len(runs.get(run, [])) for run in shown)
+    found = {name: runs[run][:seeds] for run, name in shown.items()} if seeds else {}
+    rows = [
+        [name, str(seeds), *distances(cells), *(f"{mean(cells, point, 'recall'):.2f}" for point in ("3 @ 10", "7 @ 10"))]
+        for name, cells in found.items()
+    ]
+    return report.table([head, "seeds", *SHOWN, "recall, 3 @ 10", "recall, 7 @ 10"], rows)
 
-    rows = [[name, *(text(points.get(f"{scale} @ 10")) for scale in scales)] for name, points in found.items()]
-    return report.table(["trained at", *(f"sampled at {scale}" for scale in scales)], rows)
+
+def guidance_table(results: dict[str, Any]) -> str:
+    """Return the table of what turns at other guidance scales do."""
+    at_one, at_seven = (recipe.name for recipe in GUIDED)
+    return beside_table(
+        results, "turns at guidance", {BEFORE: "none: the plateau", at_one: "1", ADT.name: "3, as it ships", at_seven: "7"}
+    )
+
+
+def batch_table(results: dict[str, Any]) -> str:
+    """Return the table of docs/benchmarks.md of ADT with fewer images a step, run by run."""
+    shown = {BEFORE: "plateau", ADT.name: f"16 images, lr {LR}, {TURNS} steps"} | {
+        recipe.name: recipe.name.removeprefix("ADT, ") for recipe in (*SMALL_BATCHES, *SMALL_BATCHES_ONCE)
+    }
+    rows = []
+    for (run, name), seed in product(shown.items(), BESIDE_SEEDS):
+        cell = results.get(f"heldout: {run}, seed {seed}")
+        if cell is not None:
+            recall = f"{mean([cell], '3 @ 10', 'recall'):.2f}"
+            rows.append([name, str(seed), str(cell["seconds"]), *distances([cell]), recall])
+    return report.table(["a step has", "seed", "processor time, s", *SHOWN, "recall, 3 @ 10"], rows)
 
 
 def pairs(runs: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -361,14 +425,19 @@ def train_to_the_plateau(host: Path, work: Path) -> None:
     write_atomically(PLATEAU.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in log_lines))
 
 
-def host_parser(name: str, description: str | None, seeds: int = 0) -> argparse.ArgumentParser:
-    """Return the parser of a bench that trains by the host; without seeds there is no option for them."""
+def host_parser(name: str, description: str | None, seeds: int = 0, work: str = "") -> argparse.ArgumentParser:
+    """Return the parser of a bench that trains by the host; without seeds there is no option for them.
+
+    Args:
+        work: the bench whose LoRAs it shares; it has its own where none is named.
+    """
     parser = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=(description or "").split("\n")[0])
     if seeds:
         parser.add_argument("--seeds", type=positive, default=seeds, help=f"runs of each kind (default: {seeds})")
     add_host_argument(parser)
     parser.add_argument("--out", type=Path, default=DOCUMENTS, help=f"folder of {name}.json (default: docs/benchmarks)")
-    parser.add_argument("--work", type=Path, default=Path(f"{name}_work"), help="folder of LoRAs and pictures")
+    folder = Path(f"{work or name}_work")
+    parser.add_argument("--work", type=Path, default=folder, help=f"folder of LoRAs and pictures (default: {folder})")
     return parser
 
 
@@ -380,6 +449,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = host_parser("small_sd", __doc__, seeds=6)
     parser.add_argument("--levers", action="store_true", help="run other values of some settings on validation instead")
     parser.add_argument("--best", action="store_true", help="run the best of them on the held-out split instead")
+    parser.add_argument(
+        "--beside", action="store_true", help="run turns at other guidance and with fewer images a step instead"
+    )
     parser.add_argument("--plateau", action="store_true", help="train the LoRA that all begin from, into the assets")
     given = parser.parse_args(argv)
     host = host_folder(given.host)
@@ -390,6 +462,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench = Bench(host, store_of(host, given.out / "small_sd.json"), given.work)
     if given.levers:
         bench.run_levers()
+        return
+    if given.beside:
+        bench.run_beside()
         return
     if given.best:
         bench.run_at_its_best(given.seeds)

@@ -50,6 +50,17 @@ def test_every_ablation_changes_something(variant):
     assert variant.plan != ADT.plan
 
 
+def test_frozen_heads_are_tried_with_every_dial_that_they_have():
+    frozen = ABLATIONS["frozen"]
+    assert len({variant.plan for variant in frozen}) == len(frozen)
+    assert all(variant.plan.adt.disc_lr == 0 and variant.plan.adt.warmup == 8 for variant in frozen)
+    names = {variant.name.removeprefix("frozen heads, ") for variant in frozen}
+    assert len(names) == 20 and {"weight 10", "K = 1", "always the whole path", "no augmentation"} <= names
+    assert (
+        not {"hinge loss", "one head step a turn", "warm-up of 80 turns", "starts by what is told apart"} & names
+    )  # about learning
+
+
 def test_a_hurried_variant_has_next_to_no_warm_up_and_is_otherwise_the_same():
     assert hurried(ADT).plan.adt == changed({"warmup": 2}).adt
     assert hurried(BASE) is BASE

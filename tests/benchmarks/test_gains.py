@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from adt_plugin.demo.diffusion import LEADING, TRAILING
+from adt_plugin.demo.variants import BASE
 from benchmarks import DOCUMENTS, gains, miniature, small_sd
 from benchmarks.floor import TRAINING
 
@@ -30,7 +31,8 @@ def figures(fd: float) -> dict[str, float]:
 
 def test_every_bed_is_read_by_run_and_point(tmp_path: Path) -> None:
     """ADT has three quarters, a half and a quarter of plain training's distance, by grid and on the other bed."""
-    distances = {"ADT": {LEADING: 3.0, TRAILING: 2.0}, miniature.PLAIN: {LEADING: 4.0, TRAILING: 4.0}}
+    others = dict.fromkeys((miniature.PLAIN, BASE.name), {LEADING: 4.0, TRAILING: 4.0})
+    distances = {"ADT": {LEADING: 3.0, TRAILING: 2.0}} | others
     found = json.loads((DOCUMENTS / "miniature.json").read_text(encoding="utf-8"))
     for run, by_grid in distances.items():
         for cell in (cell for noises in found["heldout"][run] for cell in noises):
@@ -39,16 +41,16 @@ def test_every_bed_is_read_by_run_and_point(tmp_path: Path) -> None:
                 for grid, fd in by_grid.items()
             }
     found[miniature.HELDOUT[TRAILING]] = found["heldout"]
-    small = {f"{small_sd.PLAIN}, lr 1": figures(4), small_sd.ADT.name: figures(1)}
+    small = {f"{small_sd.PLAIN}, lr 1": figures(4), small_sd.ADT.name: figures(1), small_sd.BEFORE: figures(2)}
     runs = {run: [{"scores": dict.fromkeys(gains.GUIDED.values(), scores)}] for run, scores in small.items()}
     shares = {
         run: [dict.fromkeys(gains.GUIDED.values(), share)]
-        for run, share in zip([*small, TRAINING], (0.75, 0.875, 1.0), strict=True)
+        for run, share in zip([*small, TRAINING], (0.75, 0.875, 0.8125, 1.0), strict=True)
     }
     beds = gains.Beds([found, found], runs, figures(0.5), shares)
-    assert [beds.apart(run, "3 @ 10") for run in shares] == [25.0, 12.5, 0.0]
+    assert [beds.apart(run, "3 @ 10") for run in shares] == [25.0, 12.5, 18.75, 0.0]
     gains.draw(beds, tmp_path / "gains.png")
     assert (tmp_path / "gains.png").read_bytes().startswith(b"\x89PNG")
     rows = [[part.strip() for part in line.split("|")[1:-1]] for line in gains.table(beds).splitlines()[2:]]
-    assert [row[2] for row in rows] == ["-75 / -75 / -75 %", "-25 / -25 / -25 %", "-50 / -50 / -50 %"]
-    assert rows[1][0] == f"the miniature, leading grid, {2 * len(found['heldout']['ADT'])} seeds"
+    assert [row[2] for row in rows] == ["-75 / -75 / -75 %", "-50 / -50 / -50 %", "-25 / -25 / -25 %", "-50 / -50 / -50 %"]
+    assert rows[2][0] == f"the miniature, leading grid, {2 * len(found['heldout']['ADT'])} seeds"

@@ -100,6 +100,26 @@ def test_adt_at_its_best_is_chosen_from_what_takes_nothing_away(small: Plan, tmp
     assert len(runs) == miniature.count_runs(bench.plan)
 
 
+def test_frozen_heads_at_their_best_are_run_on_both_grids(small: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(miniature, "ABLATIONS", {"frozen": ABLATIONS["frozen"][:2]})
+    bench = Bench(replace(small, ablations=("frozen",)), CellStore(tmp_path / "cells.json"), Silent())
+    best, runs = ABLATIONS["frozen"][1].name, []
+
+    def cell(variant: Variant, seed: int, studies: list[Study], grid: str = LEADING) -> list[Cell]:
+        runs.append(variant.name)
+        return [Cell(variant.name, seed, 0.0, 0, 1, {}) for _ in studies]
+
+    monkeypatch.setattr(bench, "cell", cell)
+    monkeypatch.setattr(miniature, "merit", lambda cell: 0 if cell.run == best else 1)
+    results = bench.run()
+    assert results["finalists"][miniature.FROZEN_BEST] == best and miniature.BEST not in results["finalists"]
+    assert all(len(results[split][miniature.FROZEN_BEST]) == bench.plan.seeds for split in miniature.HELDOUT.values())
+    first, *tried = (cell["run"] for cell in results["trials"]["ablations: frozen"])
+    assert first == results["finalists"][miniature.FROZEN] and tried == [variant.name for variant in ABLATIONS["frozen"][:2]]
+    assert len(runs) == miniature.count_runs(bench.plan)
+    assert miniature.called(results, miniature.FROZEN_BEST) == f"{miniature.FROZEN_BEST}: {best.removeprefix('frozen heads, ')}"
+
+
 def test_rivals_are_tried_as_often_as_each_other():
     assert len(PLAIN_TRIALS) == len(FROZEN_TRIALS) == 5
     assert ADT.plan.adt == SHIPPED and ADT.plan.ema == 0  # sd-scripts keeps no average
@@ -144,10 +164,11 @@ def test_the_finalists_had_the_best_figures_on_validation(published: dict):
     for name in ("plain", "frozen heads"):
         cells = [miniature.Cell.from_json(json.dumps(cell)) for cell in published["trials"][name]]
         assert min(cells, key=merit).run == published["finalists"][name]
-    tried = [group for name, group in published["trials"].items() if name.startswith("ablations") and "paper" not in name]
-    if tried:
-        best = min((miniature.Cell.from_json(json.dumps(cell)) for group in tried for cell in group), key=merit)
-        assert best.run == published["finalists"][miniature.BEST]
+    for finalist, groups in ((miniature.BEST, ("levers", "neighbours", "judges")), (miniature.FROZEN_BEST, ("frozen",))):
+        tried = [published["trials"].get(f"ablations: {group}", []) for group in groups]
+        if any(tried):
+            best = min((miniature.Cell.from_json(json.dumps(cell)) for group in tried for cell in group), key=merit)
+            assert best.run == published["finalists"][finalist]
 
 
 def test_the_summary_on_the_page_is_what_the_json_says(published: dict):

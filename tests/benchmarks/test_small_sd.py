@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from benchmarks.host_training import (
     score,
     trained,
 )
+from benchmarks.store import CellStore
 from tinyhost.models import write_images
 from tinyhost.run import OUTPUT_NAME, run_host
 from tinyhost.warm import run_warm
@@ -137,9 +138,31 @@ def test_the_table_of_levers_is_what_its_json_says() -> None:
     assert table in page
 
 
-def test_the_table_of_guidance_is_what_its_json_says() -> None:
-    found = json.loads((DOCUMENTS / "guidance.json").read_text(encoding="utf-8"))
-    assert small_sd.guidance_table(found) in (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("table", "rows"),
+    [
+        (small_sd.guidance_table, 4),
+        (small_sd.batch_table, 2 * (2 + len(small_sd.SMALL_BATCHES)) + len(small_sd.SMALL_BATCHES_ONCE)),
+    ],
+)
+def test_the_tables_of_guidance_and_of_small_batches_are_what_the_json_says(
+    table: Callable[[dict[str, Any]], str], rows: int
+) -> None:
+    found = table(small_sd.published())
+    assert len(found.splitlines()) == 2 + rows
+    assert found in (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def test_a_recipe_with_another_batch_says_so_to_the_host_and_is_another_measurement(tmp_path: Path) -> None:
+    bench = small_sd.Bench(tmp_path, CellStore(tmp_path / "store.json"), tmp_path)
+    few, many = small_sd.SMALL_BATCHES[0], small_sd.ADT
+    sizes = [options[options.index("--train_batch_size") + 1] for options in (host_options(r, 1, None) for r in (few, many))]
+    assert sizes == ["4", str(host_training.BATCH)]
+    accumulating = small_sd.SMALL_BATCHES_ONCE[0]
+    options = host_options(accumulating, 1, None)
+    assert options[options.index("--gradient_accumulation_steps") + 1] == "4"
+    assert bench.settings(accumulating, 1) != bench.settings(replace(accumulating, accumulated=1), 1)
+    assert bench.settings(few, 1) != bench.settings(many, 1) == bench.settings(replace(few, batch=host_training.BATCH), 1)
 
 
 def test_the_demo_prints_its_commands_and_compares_what_they_made(

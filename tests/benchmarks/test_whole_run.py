@@ -30,6 +30,15 @@ def test_runs_are_told_by_their_labels_and_compared_seed_by_seed() -> None:
         [part.strip() for part in line.split("|")[1:-1]] for line in whole_run.changes(found).splitlines()[2:]
     )
     assert (run, seed, set(changed)) == (adt, "10", {"-25 % (-1.00)"})
+    longer = {f"heldout: {whole_run.LONG_PLAIN.name}, seed 10": 2}
+    found = whole_run.runs_of({label: cell(value) for label, value in (labels | longer).items()})
+    rows = [line.split("|")[1].strip() for line in whole_run.changes(found).splitlines()[2:]]
+    assert rows == [whole_run.LONG_PLAIN.name, adt]
+    ((run, seed, *changed),) = (
+        [part.strip() for part in line.split("|")[1:-1]]
+        for line in whole_run.changes(found, whole_run.LONG_PLAIN).splitlines()[2:]
+    )
+    assert (run, seed, set(changed)) == (adt, "10", {"+50 % (+1.00)"})
 
 
 def test_both_commands_are_the_same_but_for_the_plugins_options() -> None:
@@ -69,7 +78,8 @@ def test_the_table_is_what_the_json_says(kind: str) -> None:
         pytest.skip("nothing is published yet: docs/benchmarks.md says so")
     runs, page = whole_run.runs_of(found[0]), (DOCUMENTS.parent / "benchmarks.md").read_text(encoding="utf-8")
     assert whole_run.summary(runs) in page and whole_run.changes(runs) in page
-    assert kind != "LoRA" or whole_run.budgets_table(found[0]) in page
+    if kind == "LoRA":
+        assert whole_run.budgets_table(found[0]) in page and whole_run.changes(runs, whole_run.LONG_PLAIN) in page
 
 
 def test_the_table_of_moments_is_what_its_json_says() -> None:

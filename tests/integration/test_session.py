@@ -19,8 +19,9 @@ from PIL import ImageDraw
 from safetensors import SafetensorError
 from torch import Tensor
 
+from adt_plugin.core.schedule import TurnCount
 from adt_plugin.core.turn import AdversarialTurn
-from adt_plugin.host import resume
+from adt_plugin.host import forecast, resume
 from adt_plugin.host.batch import Noised
 from adt_plugin.host.findings import Findings
 from adt_plugin.host.guidance import STRATEGIES
@@ -28,6 +29,12 @@ from adt_plugin.host.order import HostFirst, Together
 from adt_plugin.host.seams import patch_attribute, rebind
 from adt_plugin.host.trained import PRESERVED
 from toyhost import Host, UNet2DConditionModel
+
+
+@pytest.mark.parametrize(("turns", "batch", "said"), [(120, 1, True), (120, 4, False), (479, 1, True), (0, 4, False)])
+def test_a_run_whose_turns_see_few_images_is_told_so(turns: int, batch: int, said: bool) -> None:
+    sentence = forecast.of_images(TurnCount(40, turns), batch)
+    assert bool(sentence) == said and (not said or f"see {turns * batch} images in all" in sentence)
 
 
 @pytest.fixture

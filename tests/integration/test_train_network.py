@@ -77,6 +77,7 @@ def test_the_run_says_what_comes_when_the_warm_up_ends_and_what_has_been(launche
     assert sorted(map(log.index, sentences)) == list(map(log.index, sentences))
     assert "of which the first 1 train the discriminator alone; backbone" in log
     assert re.search(r"about \d+\.\d times as long as without --adt \(counted for Stable Diffusion 1\.5 at 512 pixels\)", log)
+    assert re.search(r"The turns that train the model see \d images in all: .* 120 changed nothing, and 480 did\.", log)
     assert re.search(r"This turn took [\d.]+ s", log)
     assert re.search(r"ends: 4 turns took [\w. ]+, which made the run \d+\.\d\d times as long", log)
     assert log.count("ADT begins") == log.count("ADT ends") == 1
