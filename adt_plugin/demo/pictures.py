@@ -19,7 +19,10 @@ FRAME = -0.6  # between tiles: dark, but not the digits' background
 Curve = Sequence[tuple[float, float]]
 """Points (x, y)."""
 
-COLOURS = {"base": "#7f7f7f", "plain": "#1f77b4", "frozen heads": "#2ca02c", "ADT, ": "#ff7f0e", "ADT": "#d62728"}
+COLOURS = {
+    "base": "#7f7f7f", "plain": "#1f77b4", "frozen heads at": "#bcbd22", "frozen heads": "#2ca02c",
+    "ADT, ": "#ff7f0e", "ADT at": "#9467bd", "ADT": "#d62728",
+}  # fmt: skip
 """Of runs whose names begin so, in every picture, the first that fits; others take matplotlib's cycle."""
 
 
