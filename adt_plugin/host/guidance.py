@@ -51,7 +51,7 @@ def advice(name: str, model: str, config: TurnConfig) -> str:
     """
     if COUNTED[model].cfg_scale == 1 or config.guidance_scales[1] > 1:
         return ""
-    way = "leave --adt_cfg_scale out, or give your own scale" if STRATEGIES in sys.modules else "update sd-scripts to v0.10"
+    way = "leave --adt_cfg_scale out" if STRATEGIES in sys.modules else "update sd-scripts to v0.10"
     return (
         f"Turns walk without guidance: if you sample {name} with it (CFG above 1), {way}, or samples may come out over-guided."
     )
