@@ -162,7 +162,7 @@ def test_a_recipe_with_another_batch_says_so_to_the_host_and_is_another_measurem
     options = host_options(accumulating, 1, None)
     assert options[options.index("--gradient_accumulation_steps") + 1] == "4"
     assert bench.settings(accumulating, 1) != bench.settings(replace(accumulating, accumulated=1), 1)
-    assert bench.settings(few, 1) != bench.settings(many, 1) == bench.settings(replace(few, batch=host_training.BATCH), 1)
+    assert bench.settings(few, 1) != bench.settings(replace(few, batch=host_training.BATCH), 1)
 
 
 def test_the_demo_prints_its_commands_and_compares_what_they_made(
