@@ -88,7 +88,8 @@ def test_a_network_is_what_the_host_makes_of_it(host_forward: Forward, loaded: A
     for name, output in ours.items():
         size = theirs[f"{name}/base"].abs().max().item()
         assert torch.allclose(base[name], theirs[f"{name}/base"], atol=1e-5 * size), f"{name} of the base"
-        assert torch.allclose(output, theirs[f"{name}/{case}"], atol=1e-5 * size), f"{name} of {case}"
+        # Merged weights round otherwise than a sum of two layers; by how much depends on the processor.
+        assert torch.allclose(output, theirs[f"{name}/{case}"], atol=1e-4 * size), f"{name} of {case}"
     moved = (ours["denoiser"] - base["denoiser"]).abs().max() / base["denoiser"].abs().max()
     assert moved > 1e-3
 
