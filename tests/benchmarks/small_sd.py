@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -356,13 +356,21 @@ def mean(cells: Sequence[dict[str, Any]], point: str, figure: str) -> float:
     return statistics.fmean(cell["scores"][point][figure] for cell in cells)
 
 
+def run_by_run(results: dict[str, Any], split: str, shown: Mapping[str, str], seeds: Sequence[int]) -> Iterator[Any]:
+    """Yield name, seed and result of every run and seed that a store's label -> result holds.
+
+    Args:
+        shown: run -> its name.
+    """
+    for (run, name), seed in product(shown.items(), seeds):
+        if (cell := results.get(f"{split}: {run}, seed {seed}")) is not None:
+            yield name, str(seed), cell
+
+
 def levers_table(results: dict[str, Any]) -> str:
     """Return the table of docs/benchmarks.md from a store's label -> result: what was tried on validation, run by run."""
-    rows = []
-    for recipe, seed in product((FROZEN_TRIALS[0], *LEVERS), (0, 1)):
-        cell = results.get(f"validation: {recipe.name}, seed {seed}")
-        if cell is not None:
-            rows.append([recipe.name, str(seed), *distances([cell])])
+    shown = {recipe.name: recipe.name for recipe in (FROZEN_TRIALS[0], *LEVERS)}
+    rows = [[name, seed, *distances([cell])] for name, seed, cell in run_by_run(results, "validation", shown, (0, 1))]
     return report.table(["FD (well-formed share)", "seed", *SHOWN], rows)
 
 
@@ -370,11 +378,10 @@ def guidance_table(results: dict[str, Any]) -> str:
     """Return the table of docs/benchmarks.md of what turns at other guidance scales do, with the first seed."""
     at_one, at_seven = (recipe.name for recipe in GUIDED)
     shown = {BEFORE: "none: the plateau", at_one: "1", ADT.name: "3, as it ships", at_seven: "7"}
-    rows = []
-    for run, name in shown.items():
-        cells = [results[f"heldout: {run}, seed {BESIDE_SEEDS[0]}"]]
-        recalls = (f"{mean(cells, point, 'recall'):.2f}" for point in ("3 @ 10", "7 @ 10"))
-        rows.append([name, *distances(cells), *recalls])
+    rows = [
+        [name, *distances([cell]), *(f"{mean([cell], point, 'recall'):.2f}" for point in ("3 @ 10", "7 @ 10"))]
+        for name, _, cell in run_by_run(results, "heldout", shown, BESIDE_SEEDS[:1])
+    ]
     return report.table(["turns at guidance", *SHOWN, "recall, 3 @ 10", "recall, 7 @ 10"], rows)
 
 
@@ -383,12 +390,10 @@ def batch_table(results: dict[str, Any]) -> str:
     shown = {BEFORE: "plateau", ADT.name: f"16 images, lr {LR}, {TURNS} steps"} | {
         recipe.name: recipe.name.removeprefix("ADT, ") for recipe in (*SMALL_BATCHES, *SMALL_BATCHES_ONCE)
     }
-    rows = []
-    for (run, name), seed in product(shown.items(), BESIDE_SEEDS):
-        cell = results.get(f"heldout: {run}, seed {seed}")
-        if cell is not None:
-            recall = f"{mean([cell], '3 @ 10', 'recall'):.2f}"
-            rows.append([name, str(seed), str(cell["seconds"]), *distances([cell]), recall])
+    rows = [
+        [name, seed, str(cell["seconds"]), *distances([cell]), f"{mean([cell], '3 @ 10', 'recall'):.2f}"]
+        for name, seed, cell in run_by_run(results, "heldout", shown, BESIDE_SEEDS)
+    ]
     return report.table(["a step has", "seed", "processor time, s", *SHOWN, "recall, 3 @ 10"], rows)
 
 

@@ -79,6 +79,10 @@ def sdxl_unet(unet: Any, latents: Tensor, time: Tensor, context: Tensor, pooled:
         handle.remove()
 
 
+UNEXPLAINED = {("sdxl", "lora"): 1e-4}
+"""Looser bounds: on some processors this one's denoiser differs by 4.5e-5 of its size, all others by 3e-6 at most."""
+
+
 @pytest.mark.parametrize(("family", "case"), ALL)
 def test_a_network_is_what_the_host_makes_of_it(host_forward: Forward, loaded: Any, family: str, case: str) -> None:
     folder, theirs = host_forward(family)
@@ -88,8 +92,8 @@ def test_a_network_is_what_the_host_makes_of_it(host_forward: Forward, loaded: A
     for name, output in ours.items():
         size = theirs[f"{name}/base"].abs().max().item()
         assert torch.allclose(base[name], theirs[f"{name}/base"], atol=1e-5 * size), f"{name} of the base"
-        # Merged weights round otherwise than a sum of two layers; by how much depends on the processor.
-        assert torch.allclose(output, theirs[f"{name}/{case}"], atol=1e-4 * size), f"{name} of {case}"
+        bound = UNEXPLAINED.get((family, case), 1e-5)
+        assert torch.allclose(output, theirs[f"{name}/{case}"], atol=bound * size), f"{name} of {case}"
     moved = (ours["denoiser"] - base["denoiser"]).abs().max() / base["denoiser"].abs().max()
     assert moved > 1e-3
 
